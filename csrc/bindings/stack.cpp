@@ -1,0 +1,439 @@
+#include "bindings/stack.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "core/plan.h"
+#include "core/registry.h"
+
+namespace rnnfast::bindings {
+namespace {
+
+constexpr int64_t kLargest = int64_t{1} << 40;  // elements of one weight matrix: far beyond memory, far from overflow
+
+int64_t positive(const char* name, int64_t value, int64_t least = 1) {
+  if (value < least)
+    throw py::value_error(std::string(name) + ": expected an integer >= " + std::to_string(least) + ", got " +
+                          std::to_string(value));
+  return value;
+}
+
+int cell_index(const std::string& name) {
+  std::string known;
+  for (int i = 0; i < kCellCount; ++i) {
+    if (name == kCells[i].name) return i;
+    known += std::string(i ? ", " : "") + kCells[i].name;
+  }
+  throw py::value_error("cell: expected one of " + known + ", got '" + name + "'");
+}
+
+Dtype parse_dtype(const std::string& name) {
+  if (name == "float32") return Dtype::kFloat32;
+  if (name == "float64") return Dtype::kFloat64;
+  throw py::type_error("dtype: expected float32 or float64 on the CPU, got " + name);
+}
+
+Array2 view2(const py::array& a) {
+  return {const_cast<void*>(a.data()), a.strides(0) / a.itemsize(), a.ndim() > 1 ? a.strides(1) / a.itemsize() : 1};
+}
+
+// While a call runs without the GIL, another Python thread must not enter the same object.
+class Busy {
+ public:
+  Busy(bool& flag, const char* what) : flag_(flag) {
+    if (flag) throw std::runtime_error(std::string(what) + ": another thread is inside this object");
+    flag = true;
+  }
+  ~Busy() { flag_ = false; }
+
+ private:
+  bool& flag_;
+};
+
+}  // namespace
+
+// ---- stack ----
+
+StackObject::StackObject(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size,
+                 int64_t proj_size, int64_t num_layers, int64_t num_directions, bool bias,
+                 const std::vector<double>& parameters)
+    : config{cell_index(cell),
+             parse_dtype(dtype),
+             positive("input_size", input_size),
+             positive("hidden_size", hidden_size),
+             positive("proj_size", proj_size, 0),
+             positive("num_layers", num_layers),
+             positive("num_directions", num_directions),
+             bias,
+             {}} {
+  has_cell_state = kCells[config.cell].cell_state;
+  if (num_directions > 2) throw py::value_error("num_directions: expected 1 or 2, got " + std::to_string(num_directions));
+  if (proj_size && !has_cell_state) throw py::value_error("proj_size: expected 0 for cell " + cell + ", got " + std::to_string(proj_size));
+  if (proj_size >= hidden_size && proj_size)
+    throw py::value_error("proj_size: expected less than hidden_size " + std::to_string(hidden_size) + ", got " +
+                          std::to_string(proj_size));
+  if (hidden_size > kLargest / 8 / hidden_size) throw py::value_error("hidden_size: too large: " + std::to_string(hidden_size));
+  if (input_size > kLargest / 8 / hidden_size) throw py::value_error("input_size: too large: " + std::to_string(input_size));
+  if (num_layers > 65536) throw py::value_error("num_layers: expected at most 65536, got " + std::to_string(num_layers));
+  if (parameters.size() > 4) throw py::value_error("parameters: expected at most 4, got " + std::to_string(parameters.size()));
+  std::copy(parameters.begin(), parameters.end(), config.parameters);
+}
+
+// PyTorch's flat order: for each layer and direction w_ih, w_hh, then b_ih, b_hh, then w_hr.
+std::vector<LayerWeights> StackObject::layer_weights(const py::sequence& weights, std::vector<py::object>* kept) const {
+  const int64_t each = 2 + (config.bias ? 2 : 0) + (config.proj_size ? 1 : 0), rows = kCells[config.cell].gates * config.hidden_size;
+  if (static_cast<int64_t>(py::len(weights)) != each * config.states())
+    throw py::value_error("weights: expected " + std::to_string(each * config.states()) + " arrays, got " +
+                          std::to_string(py::len(weights)));
+  std::vector<LayerWeights> all(config.states());
+  size_t next = 0;
+  const auto take = [&](const char* kind, int64_t layer, int64_t d, const Axes& axes) {
+    const std::string name = std::string(kind) + "_l" + std::to_string(layer) + (d ? "_reverse" : "");
+    py::object item = weights[next++];
+    py::array a = require_array(name.c_str(), item, config.dtype);
+    require_shape(name.c_str(), a, axes);
+    if (!element_strides(a)) a = contiguous(a);
+    if (kept) kept->push_back(a);
+    return view2(a);
+  };
+  for (int64_t i = 0; i < config.states(); ++i) {
+    const int64_t layer = i / config.num_directions, d = i % config.num_directions;
+    LayerWeights& w = all[i];
+    w.w_ih = take("weight_ih", layer, d, {{"G*H", rows}, {"I", config.layer_input(layer)}});
+    w.w_hh = take("weight_hh", layer, d, {{"G*H", rows}, {"P", config.output_size()}});
+    if (config.bias) w.b_ih = take("bias_ih", layer, d, {{"G*H", rows}});
+    if (config.bias) w.b_hh = take("bias_hh", layer, d, {{"G*H", rows}});
+    if (config.proj_size) w.w_hr = take("weight_hr", layer, d, {{"P", config.proj_size}, {"H", config.hidden_size}});
+  }
+  return all;
+}
+
+py::array StackObject::state(const char* name, const py::handle& object, bool cell, int64_t batch, bool broadcast) const {
+  py::array a = require_array(name, object, config.dtype);
+  const int64_t width = cell ? config.hidden_size : config.output_size();
+  const bool one = broadcast && a.ndim() == 3 && a.shape(1) == 1;
+  require_shape(name, a, {{"L*D", config.states()}, {"B", one ? 1 : batch}, {cell ? "H" : "P", width}});
+  return rows_contiguous(a) ? a : contiguous(a);
+}
+
+py::tuple StackObject::forward(const py::object& x, const py::object& h0, const py::object& c0, const py::object& weights,
+                           bool batch_first, bool training, const py::object& lengths, const py::object& reset,
+                           const py::object& reset_h, const py::object& reset_c, bool return_states, double dropout,
+                           uint64_t seed, uint64_t call, const py::object& output, const py::object& hn,
+                           const py::object& cn) const {
+  const Axes x_axes = batch_first ? Axes{{"B", -1}, {"T", -1}, {"I", config.input_size}}
+                                  : Axes{{"T", -1}, {"B", -1}, {"I", config.input_size}};
+  const py::array xa = readable("x", x, config.dtype, x_axes);
+  ForwardArgs args;
+  args.steps = xa.shape(batch_first ? 1 : 0), args.batch = xa.shape(batch_first ? 0 : 1);
+  args.x = view3(xa, batch_first);
+  if (args.steps > INT32_MAX || args.batch > INT32_MAX)
+    throw py::value_error("x: expected at most 2147483647 steps and sequences, got shape " + describe_shape(xa));
+  py::list kept;
+  kept.append(xa);
+  const auto keep_state = [&](const char* name, const py::object& object, bool cell, bool broadcast) -> Array3 {
+    if (object.is_none()) return {};
+    const py::array a = state(name, object, cell, args.batch, broadcast);
+    kept.append(a);
+    return broadcast ? view_states(a) : view3(a);
+  };
+  args.h0 = keep_state("h0", h0, false, false);
+  args.c0 = keep_state("c0", c0, true, false);
+  args.reset_h = keep_state("reset_state", reset_h, false, true);
+  args.reset_c = keep_state("reset_state", reset_c, true, true);
+  if (!has_cell_state && (!c0.is_none() || !reset_c.is_none() || !cn.is_none()))
+    throw py::value_error("c0: this cell has no cell state, expected None");
+
+  if (!reset.is_none()) {
+    const auto a = py::array_t<bool>::ensure(reset);  // functional.py has checked it: bool, or 0 and 1
+    if (!a) throw py::type_error("reset: expected bool, got " + type_name(reset));
+    require_shape("reset", a, batch_first ? Axes{{"B", args.batch}, {"T", args.steps}} : Axes{{"T", args.steps}, {"B", args.batch}});
+    args.reset = view3(a, batch_first);
+    kept.append(a);
+  }
+  py::array_t<int64_t> lengths_array;
+  if (!lengths.is_none()) {
+    lengths_array = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(lengths);
+    if (!lengths_array) throw py::type_error("lengths: expected integers, got " + type_name(lengths));
+    require_shape("lengths", lengths_array, {{"B", args.batch}});
+    for (int64_t b = 0; b < args.batch; ++b)
+      if (lengths_array.data()[b] < 0 || lengths_array.data()[b] > args.steps)
+        throw py::value_error("lengths: expected values within [0, " + std::to_string(args.steps) + "], got " +
+                              std::to_string(lengths_array.data()[b]) + " at " + std::to_string(b));
+    args.lengths = lengths_array.data();
+  }
+  if (!(dropout >= 0 && dropout <= 1)) throw py::value_error("dropout: expected within [0, 1], got " + std::to_string(dropout));
+  args.dropout = training && config.num_layers > 1 ? dropout : 0, args.seed = seed, args.call = call;
+
+  const int64_t width = config.num_directions * config.output_size();
+  const auto out3 = [&](const char* name, const py::object& given, const Axes& axes) {
+    if (given.is_none()) return empty(config.dtype, {axes[0].size, axes[1].size, axes[2].size});
+    const py::array a = writeable(name, given, config.dtype, axes);
+    if (overlap(a, xa)) throw py::value_error(std::string(name) + ": expected memory apart from x");
+    return a;
+  };
+  const Axes first{{batch_first ? "B" : "T", batch_first ? args.batch : args.steps},
+                   {batch_first ? "T" : "B", batch_first ? args.steps : args.batch},
+                   {"D*P", width}};
+  const py::array out = out3("output", output, first);
+  args.output = view3(out, batch_first);
+  const py::array hna = out3("hn", hn, {{"L*D", config.states()}, {"B", args.batch}, {"P", config.output_size()}});
+  args.hn = view3(hna);
+  py::object cna = py::none(), h_all = py::none(), c_all = py::none();
+  if (has_cell_state) {
+    const py::array a = out3("cn", cn, {{"L*D", config.states()}, {"B", args.batch}, {"H", config.hidden_size}});
+    args.cn = view3(a);
+    cna = a;
+  }
+  if (return_states) {
+    py::array h = empty(config.dtype, {args.steps, config.states(), args.batch, config.output_size()});
+    args.h_all = h.mutable_data();
+    h_all = h;
+    if (has_cell_state) {
+      py::array c = empty(config.dtype, {args.steps, config.states(), args.batch, config.hidden_size});
+      args.c_all = c.mutable_data();
+      c_all = c;
+    }
+  }
+
+  std::vector<LayerWeights> matrices;
+  std::vector<py::object> kept_weights;
+  const PackedObject* packed = nullptr;
+  if (py::isinstance<PackedObject>(weights)) {
+    packed = &weights.cast<const PackedObject&>();
+    if (training) throw py::value_error("weights: expected arrays in training, got packed weights");
+    const Config& other = packed->packed->config;
+    if (other.cell != config.cell || other.dtype != config.dtype || other.input_size != config.input_size ||
+        other.hidden_size != config.hidden_size || other.proj_size != config.proj_size ||
+        other.num_layers != config.num_layers || other.num_directions != config.num_directions)
+      throw py::value_error("weights: expected weights packed for this configuration");
+  } else {
+    if (!py::isinstance<py::sequence>(weights))
+      throw py::type_error("weights: expected a sequence of arrays or packed weights, got " + type_name(weights));
+    matrices = layer_weights(weights.cast<py::sequence>(), &kept_weights);
+  }
+  std::unique_ptr<Context> context;
+  {
+    const py::gil_scoped_release release;
+    context = rnnfast::forward(config, args, packed ? nullptr : &matrices, packed ? packed->packed.get() : nullptr, training);
+  }
+  py::object ctx = py::none();
+  if (training) {
+    kept.append(out);
+    ctx = py::cast(std::make_unique<ContextObject>(std::move(context), kept, std::move(kept_weights), batch_first));
+  }
+  return py::make_tuple(out, hna, cna, h_all, c_all, ctx);
+}
+
+PackedObject::PackedObject(const StackObject& stack, const py::sequence& weights) {
+  std::vector<py::object> kept;
+  const auto matrices = stack.layer_weights(weights, &kept);
+  packed = std::make_unique<Packed>(stack.config, matrices);
+}
+
+// ---- context ----
+
+ContextObject::ContextObject(std::unique_ptr<Context> context, py::list kept, std::vector<py::object> weights, bool batch_first)
+    : context_(std::move(context)), kept_(std::move(kept)), weights_(std::move(weights)), batch_first_(batch_first) {}
+
+std::string ContextObject::plan() const { return context_->plan->reason; }
+
+py::tuple ContextObject::backward(const py::object& grad_output, const py::object& grad_hn, const py::object& grad_cn,
+                              const py::object& grad_h_all, const py::object& grad_c_all, bool need_grad_x,
+                              bool need_grad_weights, bool retain, bool record, const py::object& grad_x) {
+  const Busy busy(busy_, "backward");
+  const Config& config = context_->config;
+  const ForwardArgs& forward = context_->args;
+  const int64_t T = forward.steps, B = forward.batch, P = config.output_size(), H = config.hidden_size;
+  const int64_t count = config.states(), a0 = batch_first_ ? B : T, a1 = batch_first_ ? T : B;
+  const bool cells = kCells[config.cell].cell_state;
+  BackwardArgs args;
+  args.retain = retain;
+  py::list alive;
+  const auto given = [&](const char* name, const py::object& object, const Axes& axes, bool swap) -> Array3 {
+    if (object.is_none()) return {};
+    const py::array a = readable(name, object, config.dtype, axes);
+    alive.append(a);
+    return view3(a, swap);
+  };
+  const char* const c_axis = "H";
+  args.grad_output = given("grad_output", grad_output,
+                           {{batch_first_ ? "B" : "T", a0}, {batch_first_ ? "T" : "B", a1}, {"D*P", P * config.num_directions}},
+                           batch_first_);
+  args.grad_hn = given("grad_state", grad_hn, {{"L*D", count}, {"B", B}, {"P", P}}, false);
+  args.grad_cn = given("grad_state", grad_cn, {{"L*D", count}, {"B", B}, {c_axis, H}}, false);
+  const auto given_all = [&](const py::object& object, int64_t n) -> const void* {
+    if (object.is_none()) return nullptr;
+    py::array a = require_array("grad_states", object, config.dtype);
+    require_shape("grad_states", a, {{"T", T}, {"L*D", count}, {"B", B}, {"P", n}});
+    a = contiguous(a);
+    alive.append(a);
+    return a.data();
+  };
+  if (!cells && (!grad_cn.is_none() || !grad_c_all.is_none()))
+    throw py::value_error("grad_state: this cell has no cell state, expected one array");
+  args.grad_h_all = given_all(grad_h_all, P);
+  args.grad_c_all = given_all(grad_c_all, H);
+  if (context_->consumed)
+    throw std::runtime_error(
+        "backward: this forward's reserve has been used up by an earlier backward; give that one retain=True");
+
+  py::object gx = py::none();
+  if (need_grad_x) {
+    gx = grad_x.is_none() ? empty(config.dtype, {a0, a1, config.input_size})
+                          : writeable("grad_x", grad_x, config.dtype, {{"T", a0}, {"B", a1}, {"I", config.input_size}});
+    args.grad_x = view3(gx.cast<py::array>(), batch_first_);
+  }
+  const auto state = [&](int64_t n, Array3& target) -> py::object {
+    const py::array a = empty(config.dtype, {count, B, n});
+    target = view3(a);
+    return a;
+  };
+  const py::object gh0 = state(P, args.grad_h0), gc0 = cells ? state(H, args.grad_c0) : py::none();
+  const py::object grh = forward.reset_h.data ? state(P, args.grad_reset_h) : py::none();
+  const py::object grc = forward.reset_c.data ? state(H, args.grad_reset_c) : py::none();
+  py::object gh_all = py::none();
+  if (record) {
+    gh_all = py::module_::import("numpy").attr("zeros")(py::make_tuple(T, count, B, P), numpy_dtype(config.dtype));
+    args.record_h = gh_all.cast<py::array>().mutable_data();
+  }
+  py::list gradients;
+  size_t next = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    LayerWeights w, g;
+    const auto one = [&](Array2& weight, Array2& gradient) {
+      const py::array source = weights_[next++].cast<py::array>();
+      weight = view2(source);
+      if (!need_grad_weights) return;
+      const std::vector<py::ssize_t> shape(source.shape(), source.shape() + source.ndim());
+      const py::array target = empty(config.dtype, shape);
+      gradient = view2(target);
+      gradients.append(target);
+    };
+    one(w.w_ih, g.w_ih), one(w.w_hh, g.w_hh);
+    if (config.bias) one(w.b_ih, g.b_ih), one(w.b_hh, g.b_hh);
+    if (config.proj_size) one(w.w_hr, g.w_hr);
+    args.weights.push_back(w);
+    if (need_grad_weights) args.grad_weights.push_back(g);
+  }
+  {
+    const py::gil_scoped_release release;
+    rnnfast::backward(*context_, args);
+  }
+  return py::make_tuple(gx, gh0, gc0, gradients, grh, grc, gh_all);
+}
+
+// ---- stream ----
+
+StreamObject::StreamObject(const StackObject& stack, std::shared_ptr<PackedObject> packed, int64_t batch_size)
+    : stack_(stack), packed_(std::move(packed)), batch_(positive("batch_size", batch_size)) {
+  if (stack.config.num_directions != 1) throw py::value_error("stream: expected one direction, got a bidirectional layer");
+  for (int i = 0; i < 2; ++i) {
+    h_[i] = empty(stack.config.dtype, {stack.config.states(), batch_, stack.config.output_size()});
+    std::memset(h_[i].mutable_data(), 0, h_[i].nbytes());
+    if (!stack.has_cell_state) continue;
+    c_[i] = empty(stack.config.dtype, {stack.config.states(), batch_, stack.config.hidden_size});
+    std::memset(c_[i].mutable_data(), 0, c_[i].nbytes());
+  }
+}
+
+void StreamObject::require_open() const {
+  if (!packed_) throw std::runtime_error("stream: this stream is closed");
+}
+
+py::array StreamObject::step(const py::object& x, const py::object& reset, const py::object& out) {
+  require_open();
+  const Busy busy(busy_, "stream");
+  const Config& config = stack_.config;
+  const py::array xa = readable("x_t", x, config.dtype, {{"B", batch_}, {"I", config.input_size}});
+  const Axes axes{{"B", batch_}, {"P", config.output_size()}};
+  const py::array y = out.is_none() ? empty(config.dtype, {batch_, config.output_size()}) : writeable("out", out, config.dtype, axes);
+  if (!out.is_none() && overlap(y, xa)) throw py::value_error("out: expected memory apart from x_t");
+  ForwardArgs args;
+  args.steps = 1, args.batch = batch_;
+  args.x = {const_cast<void*>(xa.data()), 0, xa.strides(0) / xa.itemsize()};
+  args.output = {const_cast<void*>(y.data()), 0, y.strides(0) / y.itemsize()};
+  py::array_t<bool> cut;
+  if (!reset.is_none()) {
+    cut = py::array_t<bool>::ensure(reset);
+    if (!cut) throw py::type_error("reset: expected bool, got " + type_name(reset));
+    require_shape("reset", cut, {{"B", batch_}});
+    args.reset = {const_cast<bool*>(cut.data()), 0, cut.strides(0)};
+  }
+  args.h0 = view3(h_[0]), args.hn = view3(h_[1]);
+  if (stack_.has_cell_state) args.c0 = view3(c_[0]), args.cn = view3(c_[1]);
+  const std::shared_ptr<PackedObject> pinned = packed_;
+  {
+    const py::gil_scoped_release release;
+    rnnfast::forward(config, args, nullptr, pinned->packed.get(), false);
+  }
+  std::swap(h_[0], h_[1]);
+  std::swap(c_[0], c_[1]);
+  return y;
+}
+
+py::object StreamObject::get_state() const {
+  require_open();
+  const auto copy = [](const py::array& a) { return a.attr("copy")(); };
+  if (!stack_.has_cell_state) return copy(h_[0]);
+  return py::make_tuple(copy(h_[0]), copy(c_[0]));
+}
+
+void StreamObject::set_state(const py::object& h, const py::object& c) {
+  require_open();
+  const Busy busy(busy_, "stream");
+  const auto check = [&](const char* name, const py::object& object, bool cell) -> py::object {
+    return object.is_none() ? object : py::object(contiguous(stack_.state(name, object, cell, batch_, false)));
+  };
+  if (!stack_.has_cell_state && !c.is_none()) throw py::value_error("state: this cell has no cell state, expected one array");
+  const py::object ha = check("state", h, false), ca = check("state", c, true);
+  const auto put = [](const py::object& source, py::array& target) {
+    if (source.is_none())
+      std::memset(target.mutable_data(), 0, target.nbytes());
+    else
+      std::memmove(target.mutable_data(), source.cast<py::array>().data(), target.nbytes());
+  };
+  put(ha, h_[0]);
+  if (stack_.has_cell_state) put(ca, c_[0]);
+}
+
+void StreamObject::reorder(const py::object& rows) {
+  require_open();
+  const Busy busy(busy_, "stream");
+  const auto index = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(rows);
+  if (!index) throw py::type_error("rows: expected integers, got " + type_name(rows));
+  require_shape("rows", index, {{"B", batch_}});
+  for (int64_t b = 0; b < batch_; ++b)
+    if (index.data()[b] < 0 || index.data()[b] >= batch_)
+      throw py::value_error("rows: expected values within [0, " + std::to_string(batch_) + "), got " + std::to_string(index.data()[b]));
+  const auto gather = [&](py::array (&state)[2]) {
+    const size_t row = state[0].shape(2) * state[0].itemsize();
+    for (int64_t layer = 0; layer < state[0].shape(0); ++layer)
+      for (int64_t b = 0; b < batch_; ++b)
+        std::memcpy(static_cast<char*>(state[1].mutable_data()) + (layer * batch_ + b) * row,
+                    static_cast<const char*>(state[0].data()) + (layer * batch_ + index.data()[b]) * row, row);
+    std::swap(state[0], state[1]);
+  };
+  gather(h_);
+  if (stack_.has_cell_state) gather(c_);
+}
+
+void StreamObject::set_packed(std::shared_ptr<PackedObject> packed) {
+  require_open();
+  packed_ = std::move(packed);
+}
+
+std::unique_ptr<StreamObject> StreamObject::fork() const {
+  require_open();
+  auto other = std::make_unique<StreamObject>(stack_, packed_, batch_);
+  std::memcpy(other->h_[0].mutable_data(), h_[0].data(), h_[0].nbytes());
+  if (stack_.has_cell_state) std::memcpy(other->c_[0].mutable_data(), c_[0].data(), c_[0].nbytes());
+  return other;
+}
+
+void StreamObject::close() {
+  packed_.reset();
+  h_[0] = h_[1] = c_[0] = c_[1] = py::array();
+}
+
+}  // namespace rnnfast::bindings

@@ -1,0 +1,29 @@
+// Vanilla RNN (Elman 1990): h = f(W x + U h' + b), f tanh or ReLU.
+#pragma once
+
+#include "cell/activation.h"
+
+RNNFAST_BEGIN
+
+template <class V, class F>
+struct Rnn {
+  static constexpr int kGates = 1, kSlots = 1, kRecurrent = 0;
+  static constexpr int kInputGate[kGates] = {0}, kRecurrentGate[kGates] = {0};
+  static constexpr bool kCellState = false, kReadsPreviousH = false;
+
+  explicit Rnn(const double*) {}
+
+  RNNFAST_FN void forward(V* slot, V, V, V& h, V&) const { slot[0] = h = F::forward(slot[0]); }
+
+  RNNFAST_FN void backward(V* slot, V, V, V, V dh, V&, V& dh_prev) const {
+    slot[0] = F::backward(slot[0], dh);
+    dh_prev = V(0);
+  }
+};
+
+template <class V>
+using RnnTanh = Rnn<V, Tanh>;
+template <class V>
+using RnnRelu = Rnn<V, Relu>;
+
+RNNFAST_END

@@ -1,0 +1,96 @@
+#include "core/buffer.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <vector>
+
+namespace rnnfast {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kMostPooled = size_t{256} << 20, kMostBlocks = 16;
+
+struct Block {
+  uint8_t* data;
+  size_t capacity;
+};
+
+// Never destroyed: buffers of static lifetime may outlive it.
+struct Pool {
+  std::mutex mutex;
+  std::vector<Block> blocks;
+  size_t bytes = 0;
+};
+Pool& pool() {
+  static Pool* instance = new Pool;
+  return *instance;
+}
+
+// The smallest pooled block that is large enough and not more than twice too large.
+Block take_pooled(size_t bytes) {
+  Pool& p = pool();
+  const std::lock_guard<std::mutex> lock(p.mutex);
+  auto best = p.blocks.end();
+  for (auto it = p.blocks.begin(); it != p.blocks.end(); ++it)
+    if (it->capacity >= bytes && it->capacity <= 2 * bytes && (best == p.blocks.end() || it->capacity < best->capacity))
+      best = it;
+  if (best == p.blocks.end()) return {nullptr, 0};
+  const Block block = *best;
+  p.blocks.erase(best);
+  p.bytes -= block.capacity;
+  return block;
+}
+
+Block allocate(size_t bytes) {
+  const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
+  if (bytes > SIZE_MAX - alignment) throw std::bad_alloc();
+  const size_t capacity = (bytes + alignment - 1) / alignment * alignment;
+  auto* data = static_cast<uint8_t*>(std::aligned_alloc(alignment, capacity));
+  if (!data) throw std::bad_alloc();
+  if (alignment == kHugePage) madvise(data, capacity, MADV_HUGEPAGE);
+  return {data, capacity};
+}
+
+}  // namespace
+
+Buffer::Buffer(size_t bytes) : size_(bytes) {
+  if (bytes == 0) return;
+  Block block = take_pooled(bytes);
+  if (!block.data) block = allocate(bytes);
+  data_ = block.data;
+  capacity_ = block.capacity;
+}
+
+Buffer::~Buffer() {
+  if (!data_) return;
+  Pool& p = pool();
+  {
+    const std::lock_guard<std::mutex> lock(p.mutex);
+    if (p.blocks.size() < kMostBlocks && p.bytes + capacity_ <= kMostPooled) {
+      p.blocks.push_back({data_, capacity_});
+      p.bytes += capacity_;
+      return;
+    }
+  }
+  std::free(data_);
+}
+
+size_t pooled_bytes() {
+  Pool& p = pool();
+  const std::lock_guard<std::mutex> lock(p.mutex);
+  return p.bytes;
+}
+
+void release_pool() {
+  Pool& p = pool();
+  const std::lock_guard<std::mutex> lock(p.mutex);
+  for (const Block& block : p.blocks) std::free(block.data);
+  p.blocks.clear();
+  p.bytes = 0;
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,126 @@
+#include "core/plan.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/registry.h"
+
+namespace rnnfast {
+namespace {
+
+// The cost model: microseconds, from round figures of a current core. They need not be exact, only to rank the choices.
+constexpr double kFlopsPerMicrosecond = 8e4;    // fused multiply-adds in float32, one core, as the kernels reach it
+constexpr double kBytesPerMicrosecond = 5e4;    // weights streamed from the second-level cache
+constexpr double kBarrier = 0.6, kRegion = 12;  // of a step; of entering a parallel region
+constexpr int64_t kLeastRows = 4;               // a slice with fewer sequences reads the weights too often
+constexpr int64_t kChunkBytes = 384 << 10;      // pre-activations that stay in the second-level cache
+constexpr int64_t kChunkRows = 2048, kGradientRows = 128;
+
+struct Work {
+  double flops, bytes;  // of one step, layer and direction
+};
+
+Work step_work(const Config& config, int64_t batch) {
+  const double size = config.dtype == Dtype::kFloat32 ? 4 : 8;
+  const double weights = double(kCells[config.cell].gates) * config.hidden_size * config.output_size();
+  return {2 * weights * batch * size / 4, weights * size};
+}
+
+double step_time(Work work, int64_t threads) {
+  return std::max(work.flops / kFlopsPerMicrosecond, work.bytes / kBytesPerMicrosecond) / threads;
+}
+
+void choose_split(Plan& plan, const Config& config, const ForwardArgs& args, int lanes, int64_t max_threads) {
+  const Work work = step_work(config, args.batch);
+  const double layer_inputs = double(config.input_size) / config.output_size() + 1;
+  const double total = step_time(work, 1) * args.steps * config.states() * layer_inputs;
+  const int64_t blocks = (config.hidden_size + lanes - 1) / lanes;
+  plan.threads = plan.slices = 1;
+  if (max_threads < 2 || args.batch == 0 || total < 3 * kRegion) {
+    plan.reason = "one thread: the work is smaller than the cost of waking others";
+    return;
+  }
+  const int64_t directions = config.num_directions;
+  const int64_t share = std::max<int64_t>(1, max_threads / directions);  // threads for each direction
+  if (share == 1 || args.batch / share >= kLeastRows) {
+    plan.slices = std::min(share, std::max<int64_t>(1, args.batch / kLeastRows));
+    plan.threads = std::min<int64_t>(max_threads, directions * plan.slices);
+    plan.reason = share == 1 ? "a thread for each direction" : "the batch is split, no barriers";
+    return;
+  }
+  int64_t split = std::min(share, blocks);
+  while (split > 1 && step_time(work, 1) - step_time(work, split) < kBarrier) --split;
+  plan.threads = directions * split;
+  plan.reason = split > 1 ? "the hidden units are split, one barrier a step" : "steps are too short to share";
+}
+
+// Sequences are dealt to the slices by falling length, so that every slice gets long and short ones.
+void fill_slice(SlicePlan& slice, const std::vector<int32_t>& sorted, const std::vector<int32_t>& lengths, int64_t index,
+                int64_t slices, int64_t steps) {
+  for (size_t i = index; i < sorted.size(); i += slices) {
+    slice.order.push_back(sorted[i]);
+    slice.lengths.push_back(lengths[sorted[i]]);
+  }
+  slice.active.resize(steps);
+  slice.offset.resize(steps + 1);
+  int64_t running = slice.lengths.size();
+  slice.offset[0] = 0;
+  for (int64_t t = 0; t < steps; ++t) {
+    while (running > 0 && slice.lengths[running - 1] <= t) --running;
+    slice.active[t] = static_cast<int32_t>(running);
+    slice.offset[t + 1] = slice.offset[t] + running;
+  }
+  slice.schedule = {steps,
+                    static_cast<int64_t>(slice.order.size()),
+                    0,
+                    slice.offset[steps],
+                    slice.order.data(),
+                    slice.active.data(),
+                    slice.offset.data(),
+                    slice.lengths.data()};
+}
+
+void make_slices(Plan& plan, const ForwardArgs& args) {
+  plan.slice.resize(plan.slices);
+  const bool ragged =
+      args.lengths && std::any_of(args.lengths, args.lengths + args.batch, [&](int64_t n) { return n != args.steps; });
+  if (!ragged) {
+    for (int64_t s = 0; s < plan.slices; ++s) {
+      const int64_t begin = args.batch * s / plan.slices, end = args.batch * (s + 1) / plan.slices;
+      plan.slice[s].schedule = {args.steps, end - begin, begin, args.steps * (end - begin), nullptr, nullptr, nullptr, nullptr};
+    }
+    return;
+  }
+  plan.lengths.assign(args.lengths, args.lengths + args.batch);
+  std::vector<int32_t> sorted(args.batch);
+  std::iota(sorted.begin(), sorted.end(), 0);
+  std::stable_sort(sorted.begin(), sorted.end(),
+                   [&](int32_t a, int32_t b) { return plan.lengths[a] > plan.lengths[b]; });
+  for (int64_t s = 0; s < plan.slices; ++s)
+    fill_slice(plan.slice[s], sorted, plan.lengths, s, plan.slices, args.steps);
+}
+
+int64_t max_sequences(const Plan& plan) {
+  int64_t most = 0;
+  for (const SlicePlan& slice : plan.slice) most = std::max(most, slice.schedule.sequences);
+  return most;
+}
+
+}  // namespace
+
+std::shared_ptr<const Plan> make_plan(const Config& config, const ForwardArgs& args, bool, int lanes, int max_threads) {
+  auto plan = std::make_shared<Plan>();
+  choose_split(*plan, config, args, lanes, max_threads);
+  make_slices(*plan, args);
+  const int64_t size = config.dtype == Dtype::kFloat32 ? 4 : 8;
+  const int64_t groups = std::max<int64_t>(1, plan->threads / (plan->slices * config.num_directions));
+  const int64_t sequences = std::max<int64_t>(1, max_sequences(*plan));
+  const int64_t step_bytes = config.hidden_size * kCells[config.cell].slots * size * sequences / groups;
+  plan->chunk = std::clamp(kChunkBytes / std::max<int64_t>(1, step_bytes), int64_t{1},
+                           std::max<int64_t>(1, kChunkRows / sequences));
+  plan->chunk = std::max<int64_t>(1, std::min(plan->chunk, args.steps));
+  plan->row_chunk = kGradientRows;
+  return plan;
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,35 @@
+// How a call is cut up: threads, slices of the batch, steps of a chunk; and the packed rows of a ragged batch.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/api.h"
+#include "core/item.h"
+
+namespace rnnfast {
+
+struct SlicePlan {
+  std::vector<int32_t> order, active, lengths;
+  std::vector<int64_t> offset;
+  Schedule schedule;  // points into the vectors above
+};
+
+struct Plan {
+  int64_t threads, slices;
+  int64_t chunk;      // steps whose input product is made at once
+  int64_t row_chunk;  // rows of one block of the gradient products
+  std::vector<SlicePlan> slice;
+  std::vector<int32_t> lengths;  // [B] in the caller's order; empty: all T
+  std::string reason;            // why, in words (explain)
+
+  Plan() = default;
+  Plan(const Plan&) = delete;
+};
+
+std::shared_ptr<const Plan> make_plan(const Config& config, const ForwardArgs& args, bool training, int lanes,
+                                      int max_threads);
+
+}  // namespace rnnfast

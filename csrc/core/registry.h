@@ -1,0 +1,28 @@
+// The cells, one row each: name, type, header, Python-visible parameters.
+#pragma once
+
+#include "cell/gru.h"
+#include "cell/lstm.h"
+#include "cell/rnn.h"
+
+// X(name, template, parameters as a comma-separated string)
+#define RNNFAST_CELLS(X)      \
+  X(rnn_tanh, RnnTanh, "")    \
+  X(rnn_relu, RnnRelu, "")    \
+  X(lstm, Lstm, "")           \
+  X(gru, Gru, "")
+
+namespace rnnfast {
+
+// What baseline code must know of a cell.
+struct CellInfo {
+  const char* name;
+  const char* parameters;
+  int gates, slots;
+  bool cell_state;
+};
+
+extern const CellInfo kCells[];
+extern const int kCellCount;
+
+}  // namespace rnnfast

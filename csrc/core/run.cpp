@@ -1,0 +1,435 @@
+// From a checked call to a filled Network: every pointer and stride that the kernels read is set in this file.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "core/api.h"
+#include "core/dispatch.h"
+#include "core/plan.h"
+#include "core/registry.h"
+
+namespace rnnfast {
+
+// ---- packed weights ----
+
+template <class T>
+struct PackedPointers {
+  T *w_ih, *w_hh, *bias, *w_hr;                // forward
+  T *w_ih_rows, *w_hh_rows, *w_hr_rows;        // backward
+};
+
+namespace {
+
+int64_t round_up(int64_t n, int64_t lanes) { return (n + lanes - 1) / lanes * lanes; }
+
+struct Sizes {
+  int64_t W, G, S, H, P, I;
+  bool projected;
+
+  Sizes(const Config& config, int64_t layer, int lanes)
+      : W(lanes),
+        G(kCells[config.cell].gates),
+        S(kCells[config.cell].slots),
+        H(config.hidden_size),
+        P(config.output_size()),
+        I(config.layer_input(layer)),
+        projected(config.proj_size > 0) {}
+  int64_t padded_h() const { return round_up(H, W); }
+  int64_t padded_p() const { return round_up(P, W); }
+  int64_t padded_i() const { return round_up(I, W); }
+};
+
+template <class T>
+PackedPointers<T> carve_forward(Carver& carver, const Sizes& z) {
+  PackedPointers<T> p{};
+  p.w_ih = carver.take<T>(z.padded_h() * z.I * z.G);
+  p.w_hh = carver.take<T>(z.padded_h() * z.P * z.G);
+  p.bias = carver.take<T>(z.padded_h() * z.S);
+  if (z.projected) p.w_hr = carver.take<T>(z.padded_p() * z.H);
+  return p;
+}
+
+template <class T>
+PackedPointers<T> carve_backward(Carver& carver, const Sizes& z, bool input) {
+  PackedPointers<T> p{};
+  if (input) p.w_ih_rows = carver.take<T>(z.padded_i() * z.G * z.H);
+  p.w_hh_rows = carver.take<T>(z.padded_p() * z.G * z.H);
+  if (z.projected) p.w_hr_rows = carver.take<T>(z.padded_h() * z.P);
+  return p;
+}
+
+template <class T>
+void add_job(std::vector<PackJob<T>>& jobs, typename PackJob<T>::Kind kind, const Array2& source, int64_t rows, int64_t K,
+             bool recurrent, bool gates, T* target) {
+  if (target)
+    jobs.push_back({kind, static_cast<const T*>(source.data), nullptr, source.stride0, source.stride1, 0, rows, K,
+                    recurrent ? 1 : 0, gates, target});
+}
+
+template <class T>
+void add_jobs(std::vector<PackJob<T>>& jobs, const LayerWeights& w, const PackedPointers<T>& p, const Sizes& z) {
+  using Job = PackJob<T>;
+  add_job(jobs, Job::kColumns, w.w_ih, z.H, z.I, false, true, p.w_ih);
+  add_job(jobs, Job::kColumns, w.w_hh, z.H, z.P, true, true, p.w_hh);
+  add_job(jobs, Job::kColumns, w.w_hr, z.P, z.H, false, false, p.w_hr);
+  add_job(jobs, Job::kRows, w.w_ih, z.H, z.I, false, true, p.w_ih_rows);
+  add_job(jobs, Job::kRows, w.w_hh, z.H, z.P, true, true, p.w_hh_rows);
+  add_job(jobs, Job::kRows, w.w_hr, z.P, z.H, false, false, p.w_hr_rows);
+  if (p.bias)
+    jobs.push_back({Job::kBias, static_cast<const T*>(w.b_ih.data), static_cast<const T*>(w.b_hh.data), w.b_ih.stride0, 1,
+                    w.b_hh.stride0, z.H, 1, 0, true, p.bias});
+}
+
+}  // namespace
+
+struct Packed::Layout {
+  // The same order every time, so that the layout need not be stored.
+  template <class T>
+  static std::vector<PackedPointers<T>> pointers(const Config& config, uint8_t* base, int lanes, size_t* bytes = nullptr) {
+    Carver carver(base);
+    std::vector<PackedPointers<T>> all;
+    for (int64_t layer = 0; layer < config.num_layers; ++layer)
+      for (int64_t d = 0; d < config.num_directions; ++d) all.push_back(carve_forward<T>(carver, Sizes(config, layer, lanes)));
+    if (bytes) *bytes = carver.used();
+    return all;
+  }
+  template <class T>
+  static size_t bytes(const Config& config, int lanes) {
+    size_t used = 0;
+    pointers<T>(config, nullptr, lanes, &used);
+    return used;
+  }
+};
+
+namespace {
+
+int lanes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? engine<float>().lanes : engine<double>().lanes; }
+
+template <class T>
+Array3 shifted(Array3 a, int64_t elements) {
+  if (a.data) a.data = static_cast<T*>(a.data) + elements;
+  return a;
+}
+template <class T, class U = T>
+Sequence<U> sequence(const Array3& a, int64_t shift = 0) {
+  return {a.data ? static_cast<T*>(a.data) + shift : nullptr, a.stride0, a.stride1};
+}
+// Row `index` of [L * D, B, .] as rows by batch.
+template <class T, class U = T>
+Rows<U> rows(const Array3& a, int64_t index) {
+  return {a.data ? static_cast<T*>(a.data) + index * a.stride0 : nullptr, a.stride1};
+}
+// [T, L * D, B, n] at one L * D.
+template <class T, class U = T>
+Sequence<U> states(const void* data, int64_t index, int64_t count, int64_t batch, int64_t n) {
+  if (!data) return {nullptr, 0, 0};
+  return {const_cast<T*>(static_cast<const T*>(data)) + index * batch * n, count * batch * n, n};
+}
+
+// Builds the networks of one call. The reserve and the workspace are carved in the same order by the counting pass and
+// the real one, and the reserve again, identically, by the backward call.
+template <class T>
+class Builder {
+ public:
+  Builder(const Config& config, const ForwardArgs& args, const Plan& plan, bool training)
+      : config_(config), args_(args), plan_(plan), training_(training), lanes_(engine<T>().lanes) {}
+
+  // Items, layer sequences and dropout; memory from `reserve` (kept) and `workspace` (this call).
+  void build(Carver& reserve, Carver& workspace) {
+    items_.clear(), output_.clear(), dropped_.clear(), dropout_.clear(), layer_x_.clear();
+    const T* zeros = zero_row(workspace);
+    sequences(training_ ? reserve : workspace);
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer)
+      for (int64_t d = 0; d < config_.num_directions; ++d)
+        for (int64_t s = 0; s < plan_.slices; ++s)
+          items_.push_back(item(layer, d, s, zeros, training_ ? reserve : workspace));
+    scratch_ = workspace.take<uint8_t>(plan_.threads * scratch_bytes());
+  }
+
+  void set_forward_weights(const std::vector<PackedPointers<T>>& packed) {
+    for (size_t i = 0; i < items_.size(); ++i) {
+      const PackedPointers<T>& p = packed[i / plan_.slices];
+      items_[i].w_ih = p.w_ih, items_[i].w_hh = p.w_hh, items_[i].w_hr = p.w_hr, items_[i].bias = p.bias;
+    }
+  }
+
+  Network<T> network(std::vector<PackJob<T>>& jobs) {
+    Network<T> net{};
+    net.layers = config_.num_layers, net.directions = config_.num_directions, net.slices = plan_.slices;
+    net.threads = plan_.threads;
+    net.steps = args_.steps, net.batch = args_.batch;
+    std::copy(config_.parameters, config_.parameters + 4, net.parameters);
+    net.items = items_.data();
+    net.packs = jobs.data(), net.pack_count = jobs.size();
+    net.scratch = scratch_, net.scratch_bytes = scratch_bytes();
+    net.row_chunk = plan_.row_chunk;
+    net.dropout = dropout_.empty() ? nullptr : dropout_.data();
+    net.dropped = dropped_.data(), net.layer_output = output_.data();
+    net.lengths = plan_.lengths.empty() ? nullptr : plan_.lengths.data();
+    return net;
+  }
+
+  std::vector<Item<T>>& items() { return items_; }
+  const Sequence<T>& layer_output(int64_t layer) const { return output_[layer]; }
+  int64_t width() const { return config_.num_directions * config_.output_size(); }
+
+ private:
+  const T* zero_row(Carver& workspace) {
+    int64_t n = std::max(config_.hidden_size, config_.output_size());
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) n = std::max(n, config_.layer_input(layer));
+    T* zeros = workspace.take<T>(n);
+    if (zeros) std::memset(zeros, 0, n * sizeof(T));
+    return zeros;
+  }
+
+  // The outputs of all layers; the last is the caller's. In inference two buffers serve in turn.
+  void sequences(Carver& memory) {
+    const int64_t size = args_.steps * args_.batch * width();
+    const bool dropping = training_ && args_.dropout > 0;
+    const auto fresh = [&] { return Sequence<T>{memory.take<T>(size), args_.batch * width(), width()}; };
+    layer_x_.push_back(sequence<const T>(args_.x));
+    for (int64_t layer = 0; layer + 1 < config_.num_layers; ++layer) {
+      output_.push_back(training_ || layer < 2 ? fresh() : output_[layer - 2]);
+      if (dropping) {
+        dropped_.push_back(fresh());
+        dropout_.push_back(key(layer));
+      }
+      const Sequence<T>& next = dropping ? dropped_.back() : output_.back();
+      layer_x_.push_back({next.data, next.t_stride, next.b_stride});
+    }
+    output_.push_back(sequence<T>(args_.output));
+  }
+
+  DropoutKey key(int64_t layer) const {
+    const double p = args_.dropout;
+    return {args_.seed, args_.call, static_cast<uint32_t>(layer), static_cast<uint32_t>(p * 4294967296.0 * (p < 1)),
+            p < 1 ? 1 / (1 - p) : 0.0, p >= 1};
+  }
+
+  Item<T> item(int64_t layer, int64_t d, int64_t s, const T* zeros, Carver& memory) {
+    const Sizes z(config_, layer, lanes_);
+    const int64_t index = layer * config_.num_directions + d, P = z.P;
+    Item<T> item{};
+    item.schedule = plan_.slice[s].schedule;
+    item.reverse = d == 1;
+    item.keep = training_;
+    item.chunk = plan_.chunk;
+    item.I = z.I, item.H = z.H, item.P = P;
+    item.projected = z.projected;
+    item.x = layer_x_[layer];
+    item.out = output_[layer];
+    if (item.out.data) item.out.data += d * P;
+    item.reset = sequence<const uint8_t>(args_.reset);
+    item.h0 = rows<const T>(args_.h0, index), item.c0 = rows<const T>(args_.c0, index);
+    item.reset_h = rows<const T>(args_.reset_h, index), item.reset_c = rows<const T>(args_.reset_c, index);
+    item.hn = rows<T>(args_.hn, index), item.cn = rows<T>(args_.cn, index);
+    item.h_all = states<T>(args_.h_all, index, config_.states(), args_.batch, P);
+    item.c_all = states<T>(args_.c_all, index, config_.states(), args_.batch, z.H);
+    item.zeros = zeros;
+    const Schedule& schedule = item.schedule;
+    item.slot_rows = training_ ? schedule.rows : std::min(schedule.rows, plan_.chunk * schedule.sequences);
+    item.slots = memory.take<T>(z.padded_h() * item.slot_rows * z.S);
+    if (kCells[config_.cell].cell_state) {
+      item.reset_rows = !args_.reset.data ? 0 : item.reset_c.data && item.reset_c.b_stride ? schedule.sequences : 1;
+      item.cell_rows = schedule.sequences + item.reset_rows + (training_ ? schedule.rows : 0);
+      item.cells = memory.take<T>(z.padded_h() * item.cell_rows);
+    }
+    if (z.projected) item.raw = memory.take<T>((training_ ? schedule.rows : schedule.sequences) * z.H);
+    return item;
+  }
+
+  int64_t scratch_bytes() const {
+    int64_t sequences = 0, columns = config_.output_size(), rows = plan_.row_chunk;
+    for (const SlicePlan& slice : plan_.slice) sequences = std::max(sequences, slice.schedule.sequences);
+    rows = std::max({rows, plan_.chunk * sequences, sequences});
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) columns = std::max(columns, config_.layer_input(layer));
+    const int64_t sums = training_ ? columns * 4 * lanes_ * sizeof(T) : 0;
+    return 32 * 16 * sizeof(T) + rows * 8 + sequences * 9 + sums + 5 * 64 + 4096;  // a page between threads
+  }
+
+  const Config& config_;
+  const ForwardArgs& args_;
+  const Plan& plan_;
+  const bool training_;
+  const int lanes_;
+  std::vector<Item<T>> items_;
+  std::vector<Sequence<T>> output_, dropped_;
+  std::vector<Sequence<const T>> layer_x_;
+  std::vector<DropoutKey> dropout_;
+  uint8_t* scratch_ = nullptr;
+};
+
+template <class T>
+void run_forward(const Config& config, const ForwardArgs& args, const Plan& plan, const std::vector<LayerWeights>* weights,
+                 const Packed* packed, Context* context) {
+  const int lanes = engine<T>().lanes;
+  Builder<T> builder(config, args, plan, context != nullptr);
+  Carver count_reserve, count_workspace;
+  builder.build(count_reserve, count_workspace);
+  Buffer fresh(packed ? 0 : Packed::Layout::bytes<T>(config, lanes)), workspace(count_workspace.used());
+  if (context) context->reserve = Buffer(count_reserve.used());
+  Carver reserve(context ? context->reserve.data() : nullptr), work(workspace.data());
+  builder.build(reserve, work);
+
+  const auto pointers = Packed::Layout::pointers<T>(config, packed ? packed->buffer.data() : fresh.data(), lanes);
+  std::vector<PackJob<T>> jobs;
+  if (!packed)
+    for (size_t i = 0; i < pointers.size(); ++i)
+      add_jobs(jobs, (*weights)[i], pointers[i], Sizes(config, i / config.num_directions, lanes));
+  builder.set_forward_weights(pointers);
+  engine<T>().forward(config.cell, builder.network(jobs));
+}
+
+// The pieces that only the backward pass needs, for all items.
+template <class T>
+class BackwardBuilder {
+ public:
+  BackwardBuilder(Context& context, const BackwardArgs& args)
+      : context_(context), config_(context.config), args_(args), plan_(*context.plan) {}
+
+  void run() {
+    Builder<T> builder(config_, context_.args, plan_, true);
+    Carver count_reserve, count;
+    builder.build(count_reserve, count);
+    fill(builder, count);
+    Buffer workspace(count.used());
+    Carver reserve(context_.reserve.data()), work(workspace.data());
+    builder.build(reserve, work);
+    fill(builder, work);
+    Network<T> net = builder.network(jobs_);
+    net.grad_weights = grad_weights_.data();
+    net.grad_input = grad_input_.data();
+    engine<T>().backward(config_.cell, net);
+  }
+
+ private:
+  void fill(Builder<T>& builder, Carver& work) {
+    jobs_.clear(), grad_weights_.clear(), grad_input_.clear();
+    const int lanes = engine<T>().lanes;
+    inputs(builder.width(), work);
+    for (int64_t i = 0; i < config_.states(); ++i) {
+      const int64_t layer = i / config_.num_directions, d = i % config_.num_directions;
+      const Sizes z(config_, layer, lanes);
+      const PackedPointers<T> packed = carve_backward<T>(work, z, grad_input_[layer].data || layer > 0 || wants_x());
+      add_jobs(jobs_, args_.weights[i], packed, z);
+      for (int64_t s = 0; s < plan_.slices; ++s)
+        item(builder.items()[i * plan_.slices + s], layer, d, i, z, packed, work);
+      grad_weights_.push_back(weight_gradients(i));
+    }
+  }
+
+  bool wants_x() const { return args_.grad_x.data != nullptr; }
+
+  // dL/d(input of each layer): the caller's for the first, two buffers in turn for the others.
+  void inputs(int64_t width, Carver& work) {
+    const int64_t size = context_.args.steps * context_.args.batch * width;
+    grad_input_.push_back(sequence<T>(args_.grad_x));
+    for (int64_t layer = 1; layer < config_.num_layers; ++layer)
+      grad_input_.push_back(layer <= 2 ? Sequence<T>{work.take<T>(size), context_.args.batch * width, width}
+                                       : grad_input_[layer - 2]);
+  }
+
+  void item(Item<T>& item, int64_t layer, int64_t d, int64_t index, const Sizes& z, const PackedPointers<T>& packed,
+            Carver& work) {
+    item.w_ih_rows = packed.w_ih_rows, item.w_hh_rows = packed.w_hh_rows, item.w_hr_rows = packed.w_hr_rows;
+    if (layer + 1 == config_.num_layers) {
+      item.grad_out = sequence<const T>(args_.grad_output, d * z.P);
+    } else {
+      const Sequence<T>& next = grad_input_[layer + 1];
+      item.grad_out = {next.data ? next.data + d * z.P : nullptr, next.t_stride, next.b_stride};
+    }
+    const int64_t count = config_.states(), batch = context_.args.batch;
+    item.grad_hn = rows<const T>(args_.grad_hn, index), item.grad_cn = rows<const T>(args_.grad_cn, index);
+    item.grad_h_all = states<const T>(args_.grad_h_all, index, count, batch, z.P);
+    item.grad_c_all = states<const T>(args_.grad_c_all, index, count, batch, z.H);
+    item.grad_h0 = rows<T>(args_.grad_h0, index), item.grad_c0 = rows<T>(args_.grad_c0, index);
+    item.grad_reset_h = rows<T>(args_.grad_reset_h, index), item.grad_reset_c = rows<T>(args_.grad_reset_c, index);
+    item.record_h = states<T>(args_.record_h, index, count, batch, z.P);
+    const int64_t sequences = item.schedule.sequences;
+    const auto carry = [&](int64_t n, bool wanted) { return wanted ? work.take<T>(n * sequences) : nullptr; };
+    const bool cells = kCells[config_.cell].cell_state;
+    item.carry_h = carry(z.padded_p(), true), item.carry_c = carry(z.padded_h(), cells);
+    item.carry_reset_h = carry(z.padded_p(), args_.grad_reset_h.data);
+    item.carry_reset_c = carry(z.padded_h(), args_.grad_reset_c.data);
+    if (z.projected) item.grad_raw = work.take<T>(item.schedule.rows * z.P);
+    if (args_.retain) keep_slots(item, z, work);
+  }
+
+  // The gate gradients overwrite the saved gates; when those must survive, a copy is used up instead.
+  static void keep_slots(Item<T>& item, const Sizes& z, Carver& work) {
+    const int64_t size = z.padded_h() * item.slot_rows * z.S;
+    T* copy = work.take<T>(size);
+    if (copy && item.slots) std::memcpy(copy, item.slots, size * sizeof(T));
+    item.slots = copy;
+  }
+
+  WeightGradients<T> weight_gradients(int64_t i) const {
+    if (args_.grad_weights.empty()) return {};
+    const LayerWeights& g = args_.grad_weights[i];
+    const auto p = [](const Array2& a) { return static_cast<T*>(a.data); };
+    return {p(g.w_ih), p(g.w_hh), p(g.b_ih), p(g.b_hh), p(g.w_hr)};
+  }
+
+  Context& context_;
+  const Config& config_;
+  const BackwardArgs& args_;
+  const Plan& plan_;
+  std::vector<PackJob<T>> jobs_;
+  std::vector<WeightGradients<T>> grad_weights_;
+  std::vector<Sequence<T>> grad_input_;
+};
+
+template <class T>
+void run_pack(const Config& config, const Buffer& buffer, const std::vector<LayerWeights>& weights) {
+  const int lanes = engine<T>().lanes;
+  const auto pointers = Packed::Layout::pointers<T>(config, buffer.data(), lanes);
+  std::vector<PackJob<T>> jobs;
+  for (size_t i = 0; i < pointers.size(); ++i)
+    add_jobs(jobs, weights[i], pointers[i], Sizes(config, i / config.num_directions, lanes));
+  Network<T> net{};
+  net.threads = 1;
+  net.packs = jobs.data(), net.pack_count = jobs.size();
+  engine<T>().pack(config.cell, net);
+}
+
+size_t packed_bytes(const Config& config) {
+  return config.dtype == Dtype::kFloat32 ? Packed::Layout::bytes<float>(config, lanes_of(config.dtype))
+                                         : Packed::Layout::bytes<double>(config, lanes_of(config.dtype));
+}
+
+}  // namespace
+
+Packed::Packed(const Config& c, const std::vector<LayerWeights>& weights) : config(c), buffer(packed_bytes(c)) {
+  if (config.dtype == Dtype::kFloat32)
+    run_pack<float>(config, buffer, weights);
+  else
+    run_pack<double>(config, buffer, weights);
+}
+
+Context::Context(const Config& c, const ForwardArgs& a, std::shared_ptr<const Plan> p)
+    : config(c), args(a), plan(std::move(p)) {}
+
+std::unique_ptr<Context> forward(const Config& config, const ForwardArgs& args, const std::vector<LayerWeights>* weights,
+                                 const Packed* packed, bool training) {
+  auto plan = make_plan(config, args, training, lanes_of(config.dtype), get_num_threads());
+  std::unique_ptr<Context> context;
+  if (training) context = std::make_unique<Context>(config, args, plan);
+  if (config.dtype == Dtype::kFloat32)
+    run_forward<float>(config, args, *plan, weights, packed, context.get());
+  else
+    run_forward<double>(config, args, *plan, weights, packed, context.get());
+  return context;
+}
+
+void backward(Context& context, const BackwardArgs& args) {
+  if (context.consumed)
+    throw std::logic_error(
+        "backward: this forward's reserve has been used up by an earlier backward; give that one retain=True");
+  if (context.config.dtype == Dtype::kFloat32)
+    BackwardBuilder<float>(context, args).run();
+  else
+    BackwardBuilder<double>(context, args).run();
+  context.consumed = !args.retain;
+}
+
+}  // namespace rnnfast

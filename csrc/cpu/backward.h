@@ -1,0 +1,233 @@
+// The time loop, backward, for any cell: one item by one group of threads, from the last step to the first.
+//
+// At each step a thread finishes its blocks of dL/dh in a register tile (the recurrent product of the later step's gate
+// gradients), adds what else reaches h, and applies the cell's adjoint at once; gate gradients overwrite the saved gates.
+// One barrier a step (two with a projection). Weight and input gradients are products over all rows, in gradients.h.
+#pragma once
+
+#include "cpu/forward.h"
+
+RNNFAST_BEGIN
+
+// The gradients of the gates as the left operand of a product.
+template <class Cell, class T>
+RNNFAST_FN GateOperand gate_operand(const Item<T>& item) {
+  constexpr int64_t W = Vec<T>::kLanes;
+  return {Cell::kSlots * W, item.slot_rows * Cell::kSlots * W, item.H / W, item.H % W, Cell::kGates};
+}
+
+template <class T, int MR, int U>
+void gates_tile(T* target, const T* row0, const GateOperand& operand, const T* w, int64_t w_stride) {
+  constexpr int W = Vec<T>::kLanes;
+  Tile<T, MR, U, 1> tile;
+  tile.clear();
+  accumulate_gates<T, MR, U>(tile, row0, operand, w, w_stride);
+  RNNFAST_UNROLL for (int m = 0; m < MR; ++m)
+    RNNFAST_UNROLL for (int u = 0; u < U; ++u) tile.acc[m][u].store(target + (m * U + u) * W);
+}
+
+template <class T, class Cell>
+class BackwardItem {
+  using V = Vec<T>;
+  static constexpr int64_t W = V::kLanes;
+  static constexpr int S = Cell::kSlots;
+  static constexpr int64_t kNone = -1;  // a step before the first or after the last
+
+ public:
+  BackwardItem(const Item<T>& item, const Cell& cell, Member group, Scratch<T>& scratch)
+      : item_(item),
+        schedule_(item.schedule),
+        cell_(cell),
+        group_(group),
+        scratch_(scratch),
+        blocks_(share(Blocks<T>::count(item.H), group.rank, group.size)),
+        out_blocks_(share(Blocks<T>::count(item.P), group.rank, group.size)) {}
+
+  void run() {
+    load(item_.grad_hn, item_.carry_h, item_.P, out_blocks_);
+    clear(item_.carry_reset_h, out_blocks_);
+    if (Cell::kCellState) {
+      load(item_.grad_cn, item_.carry_c, item_.H, blocks_);
+      clear(item_.carry_reset_c, blocks_);
+    }
+    int64_t later = kNone;
+    for (int64_t s = schedule_.steps - 1; s >= 0; --s) {
+      const int64_t t = step_at(item_, s);
+      step(t, later);
+      later = t;
+    }
+    if (later != kNone) finish(later);
+    store(item_.carry_h, item_.grad_h0, item_.P, out_blocks_);
+    store(item_.carry_reset_h, item_.grad_reset_h, item_.P, out_blocks_);
+    if (Cell::kCellState) {
+      store(item_.carry_c, item_.grad_c0, item_.H, blocks_);
+      store(item_.carry_reset_c, item_.grad_reset_c, item_.H, blocks_);
+    }
+    group_.wait();  // the next item of this group uses other memory, but the products that follow read all gate gradients
+  }
+
+ private:
+  // One step: `later` is the step whose gate gradients are ready (it follows t in the direction of the item).
+  void step(int64_t t, int64_t later) {
+    const int64_t rows = active(schedule_, t), from = later == kNone ? 0 : active(schedule_, later);
+    mark_cuts(later, from);
+    for (int64_t i = 0; i < rows; ++i) scratch_.h_rows[i] = previous_h(item_, t, i);
+    if (Cell::kCellState)
+      for (int64_t i = 0; i < rows; ++i) scratch_.c_rows[i] = previous_cell_row(item_, t, i);
+    for_grad_h(t, rows, later, from, [&](int64_t i, int64_t block, V dh) {
+      if (item_.projected)
+        store_lanes(dh, item_.grad_raw + (offset(schedule_, t) + i) * item_.P + block * W,
+                    Blocks<T>::lanes(item_.P, block));
+      else
+        adjoint(t, from, i, block, dh);
+    });
+    if (item_.projected) {
+      group_.wait();
+      project(t, rows, from);
+    }
+    end_cells(rows, from);
+    group_.wait();
+  }
+
+  // What the first step's gate gradients send to the initial states.
+  void finish(int64_t later) {
+    const int64_t from = active(schedule_, later);
+    mark_cuts(later, from);
+    for_grad_h(kNone, 0, later, from, [](int64_t, int64_t, V) {});
+    end_cells(0, from);
+  }
+
+  void mark_cuts(int64_t later, int64_t from) {
+    for (int64_t i = 0; i < from; ++i) scratch_.cut[i] = is_cut(item_, later, i);
+  }
+
+  // dL/dh of every sequence that runs at t or ran at `later`, for this thread's blocks. Sequences whose first step was
+  // `later` are done: theirs stays in the carry, for h0.
+  template <class Use>
+  __attribute__((noinline)) void for_grad_h(int64_t t, int64_t rows, int64_t later, int64_t from, Use&& use) {
+    const GateOperand operand = gate_operand<Cell>(item_);
+    const int64_t w_stride = item_.H * Cell::kGates * W;
+    if (from > 0)
+      for_panels<1>(out_blocks_, from, [&]<int MR, int U>(int64_t row, int64_t block) {
+        const T* gates = slot_of<Cell>(item_, 0, offset(schedule_, later) + row) + Cell::kRecurrent * W;
+        gates_tile<T, MR, U>(scratch_.tile, gates, operand, item_.w_hh_rows + block * w_stride, w_stride);
+        take_tile(t, rows, row, MR, block, U, use);
+      });
+    for (int64_t block = out_blocks_.begin; block < out_blocks_.end; ++block)
+      for (int64_t i = from; i < rows; ++i) receive(t, rows, i, block, carry(item_.carry_h, i, block), use);
+  }
+
+  template <class Use>
+  __attribute__((noinline)) void take_tile(int64_t t, int64_t rows, int64_t row, int count, int64_t block, int width,
+                                           Use&& use) {
+    for (int m = 0; m < count; ++m)
+      for (int u = 0; u < width; ++u) {
+        V dh = V::load(scratch_.tile + (m * width + u) * W) + carry(item_.carry_h, row + m, block + u);
+        if (scratch_.cut[row + m]) divert(item_.carry_reset_h, row + m, block + u, dh);
+        receive(t, rows, row + m, block + u, dh, use);
+      }
+  }
+
+  template <class Use>
+  RNNFAST_FN void receive(int64_t t, int64_t rows, int64_t i, int64_t block, V dh, Use&& use) {
+    if (i >= rows) return dh.store(carry_address(item_.carry_h, i, block));
+    V(T(0)).store(carry_address(item_.carry_h, i, block));
+    const int64_t b = batch_index(schedule_, i), lanes = Blocks<T>::lanes(item_.P, block);
+    if (item_.grad_out.data) dh = dh + load_lanes(at(item_.grad_out, t, b) + block * W, lanes);
+    if (item_.grad_h_all.data) dh = dh + load_lanes(at(item_.grad_h_all, t, b) + block * W, lanes);
+    if (item_.record_h.data) store_lanes(dh, at(item_.record_h, t, b) + block * W, lanes);
+    use(i, block, dh);
+  }
+
+  RNNFAST_FN void adjoint(int64_t t, int64_t from, int64_t i, int64_t block, V dh) {
+    T* slot = slot_of<Cell>(item_, block, offset(schedule_, t) + i);
+    const int64_t lanes = Blocks<T>::lanes(item_.H, block);
+    V s[S], h_prev, c_prev, c, dc, dh_prev;
+    RNNFAST_UNROLL for (int g = 0; g < S; ++g) s[g] = V::load(slot + g * W);
+    if constexpr (Cell::kReadsPreviousH) h_prev = load_lanes(scratch_.h_rows[i] + block * W, lanes);
+    if constexpr (Cell::kCellState) {
+      const T* cells = item_.cells + block * item_.cell_rows * W;
+      c_prev = V::load(cells + scratch_.c_rows[i] * W);
+      c = V::load(cells + cell_row(item_, t, i) * W);
+      dc = carry(item_.carry_c, i, block);
+      if (i < from && scratch_.cut[i]) divert(item_.carry_reset_c, i, block, dc);
+      if (item_.grad_c_all.data)
+        dc = dc + load_lanes(at(item_.grad_c_all, t, batch_index(schedule_, i)) + block * W, lanes);
+    }
+    cell_.backward(s, h_prev, c_prev, c, dh, dc, dh_prev);
+    RNNFAST_UNROLL for (int g = 0; g < S; ++g) s[g].store(slot + g * W);
+    if constexpr (Cell::kCellState) dc.store(carry_address(item_.carry_c, i, block));
+    if constexpr (Cell::kReadsPreviousH) dh_prev.store(carry_address(item_.carry_h, i, block));
+  }
+
+  // With a projection, d(o tanh c) = W_hr^T dh, then the adjoint.
+  void project(int64_t t, int64_t rows, int64_t from) {
+    const int64_t w_stride = item_.P * W;
+    const T* grads = item_.grad_raw + offset(schedule_, t) * item_.P;
+    for_panels<1>(blocks_, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
+      const T* a[MR];
+      for (int m = 0; m < MR; ++m) a[m] = grads + (row + m) * item_.P;
+      rows_tile<T, MR, U>(scratch_.tile, a, item_.P, item_.w_hr_rows + block * w_stride, w_stride);
+      adjoint_tile(t, from, row, MR, block, U);
+    });
+  }
+
+  __attribute__((noinline)) void adjoint_tile(int64_t t, int64_t from, int64_t row, int count, int64_t block, int width) {
+    for (int m = 0; m < count; ++m)
+      for (int u = 0; u < width; ++u)
+        adjoint(t, from, row + m, block + u, V::load(scratch_.tile + (m * width + u) * W));
+  }
+
+  // Sequences that ran at the later step but not at this one have their dL/dc0; a cut there sends it to the reset state.
+  void end_cells(int64_t rows, int64_t from) {
+    if (!Cell::kCellState) return;
+    for (int64_t i = rows; i < from; ++i) {
+      if (!scratch_.cut[i]) continue;
+      for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
+        V dc = carry(item_.carry_c, i, block);
+        divert(item_.carry_reset_c, i, block, dc);
+        dc.store(carry_address(item_.carry_c, i, block));
+      }
+    }
+  }
+
+  // ---- carries: [blocks][sequences][W] ----
+
+  RNNFAST_FN T* carry_address(T* carries, int64_t i, int64_t block) const {
+    return carries + (block * schedule_.sequences + i) * W;
+  }
+  RNNFAST_FN V carry(const T* carries, int64_t i, int64_t block) const {
+    return V::load(carries + (block * schedule_.sequences + i) * W);
+  }
+  RNNFAST_FN void divert(T* reset, int64_t i, int64_t block, V& gradient) const {
+    if (reset) (carry(reset, i, block) + gradient).store(carry_address(reset, i, block));
+    gradient = V(T(0));
+  }
+  void clear(T* carries, Range blocks) const {
+    if (!carries) return;
+    for (int64_t block = blocks.begin; block < blocks.end; ++block)
+      for (int64_t i = 0; i < schedule_.sequences; ++i) V(T(0)).store(carry_address(carries, i, block));
+  }
+  void load(const Rows<const T>& rows, T* carries, int64_t n, Range blocks) const {
+    for (int64_t block = blocks.begin; block < blocks.end; ++block)
+      for (int64_t i = 0; i < schedule_.sequences; ++i)
+        load_lanes(initial_row(rows, batch_index(schedule_, i), item_.zeros) + block * W, Blocks<T>::lanes(n, block))
+            .store(carry_address(carries, i, block));
+  }
+  void store(const T* carries, const Rows<T>& rows, int64_t n, Range blocks) const {
+    if (!rows.data) return;
+    for (int64_t block = blocks.begin; block < blocks.end; ++block)
+      for (int64_t i = 0; i < schedule_.sequences; ++i)
+        store_lanes(carry(carries, i, block), rows.data + batch_index(schedule_, i) * rows.b_stride + block * W,
+                    Blocks<T>::lanes(n, block));
+  }
+
+  const Item<T>& item_;
+  const Schedule& schedule_;
+  const Cell& cell_;
+  const Member group_;
+  Scratch<T>& scratch_;
+  const Range blocks_, out_blocks_;
+};
+
+RNNFAST_END

@@ -1,0 +1,290 @@
+// The time loop, forward, for any cell: one item (layer, direction, slice of the batch) by one group of threads.
+//
+// Each thread owns a range of hidden blocks for all steps and all rows. For a chunk of steps it makes the input products
+// of its blocks; then, step by step, a register tile starts from those, adds the recurrent product, applies the cell and
+// writes c and h once. Threads of a group meet at one barrier a step (two with a projection).
+#pragma once
+
+#include "cpu/microkernel.h"
+#include "cpu/rows.h"
+
+RNNFAST_BEGIN
+
+// What one step needs, beside the item.
+template <class T>
+struct Step {
+  int64_t t, rows;
+  const T* const* h_prev;   // [rows]
+  const int64_t* c_prev;    // [rows] rows of item.cells
+  T* slots;                 // of row 0 in block 0
+  int64_t slot_stride;      // between blocks
+  int64_t c_row;            // of row 0 in item.cells
+};
+
+template <class Cell, class T>
+RNNFAST_FN T* slot_of(const Item<T>& item, int64_t block, int64_t row) {
+  return item.slots + (block * item.slot_rows + row) * Cell::kSlots * Vec<T>::kLanes;
+}
+
+// slots[0, kGates) = bias + W_ih x for MR rows of U blocks; slots that only the recurrent product feeds get their bias.
+template <class Cell, class T, int MR, int U>
+void input_tile(const Item<T>& item, const T* const* x_rows, int64_t row, int64_t block) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes, G = Cell::kGates;
+  Tile<T, MR, U, G> tile;
+  const T* a[MR];
+  RNNFAST_UNROLL for (int m = 0; m < MR; ++m) a[m] = x_rows[m];
+  const T* bias = item.bias + block * Cell::kSlots * W;
+  RNNFAST_UNROLL for (int m = 0; m < MR; ++m) load_vectors<T, U, G>(tile.acc[m], bias, Cell::kSlots * W);
+  const int64_t w_stride = item.I * G * W;
+  accumulate(tile, a, item.I, item.w_ih + block * w_stride, w_stride);
+  RNNFAST_UNROLL for (int u = 0; u < U; ++u)
+    RNNFAST_UNROLL for (int m = 0; m < MR; ++m) {
+      T* slot = slot_of<Cell>(item, block + u, row + m);
+      RNNFAST_UNROLL for (int g = 0; g < G; ++g) tile.acc[m][u * G + g].store(slot + g * W);
+      RNNFAST_UNROLL for (int g = G; g < Cell::kSlots; ++g) V::load(bias + (u * Cell::kSlots + g) * W).store(slot + g * W);
+    }
+}
+
+// The step itself for MR rows of U blocks: recurrent product, cell, c and h.
+template <class Cell, class T, int MR, int U>
+void cell_tile(const Item<T>& item, const Cell& cell, const Step<T>& step, int64_t i, int64_t block) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes, G = Cell::kGates, R = Cell::kRecurrent, S = Cell::kSlots;
+  Tile<T, MR, U, G> tile;
+  const T* a[MR];
+  RNNFAST_UNROLL for (int m = 0; m < MR; ++m) a[m] = step.h_prev[i + m];
+  T* slots = step.slots + block * step.slot_stride + i * S * W;
+  RNNFAST_UNROLL for (int m = 0; m < MR; ++m)
+    load_vectors<T, U, G>(tile.acc[m], slots + (m * S + R) * W, step.slot_stride);
+  const int64_t w_stride = item.P * G * W;
+  accumulate(tile, a, item.P, item.w_hh + block * w_stride, w_stride);
+
+  RNNFAST_UNROLL for (int u = 0; u < U; ++u) {
+    const int64_t lanes = Blocks<T>::lanes(item.H, block + u);
+    RNNFAST_UNROLL for (int m = 0; m < MR; ++m) {
+      T* slot = slots + u * step.slot_stride + m * S * W;
+      V s[S], h_prev, c_prev, h, c;
+      RNNFAST_UNROLL for (int g = 0; g < R; ++g) s[g] = V::load(slot + g * W);
+      RNNFAST_UNROLL for (int g = 0; g < G; ++g) s[R + g] = tile.acc[m][u * G + g];
+      T* cells = item.cells + (block + u) * item.cell_rows * W;
+      if constexpr (Cell::kReadsPreviousH) h_prev = load_lanes(step.h_prev[i + m] + (block + u) * W, lanes);
+      if constexpr (Cell::kCellState) c_prev = V::load(cells + step.c_prev[i + m] * W);
+      cell.forward(s, h_prev, c_prev, h, c);
+      if constexpr (Cell::kCellState) c.store(cells + (step.c_row + i + m) * W);
+      if (item.keep) RNNFAST_UNROLL for (int g = 0; g < S; ++g) s[g].store(slot + g * W);
+      const int64_t b = batch_index(item.schedule, i + m);
+      T* row = !item.projected ? at(item.out, step.t, b)
+                               : item.raw + (item.keep ? offset(item.schedule, step.t) + i + m : i + m) * item.H;
+      store_lanes(h, row + (block + u) * W, lanes);
+    }
+  }
+}
+
+// Rows of a plain product (projection, and below the backward products) go to a small buffer that stays in L1.
+template <class T, int MR, int U>
+void rows_tile(T* target, const T* const* rows, int64_t K, const T* w, int64_t w_stride) {
+  constexpr int W = Vec<T>::kLanes;
+  Tile<T, MR, U, 1> tile;
+  const T* a[MR];
+  RNNFAST_UNROLL for (int m = 0; m < MR; ++m) a[m] = rows[m];
+  tile.clear();
+  accumulate(tile, a, K, w, w_stride);
+  RNNFAST_UNROLL for (int m = 0; m < MR; ++m)
+    RNNFAST_UNROLL for (int u = 0; u < U; ++u) tile.acc[m][u].store(target + (m * U + u) * W);
+}
+
+// run.template operator()<MR, U>() for the run-time values; MR up to what U * G vectors leave room for.
+template <int U, int G, class Run>
+RNNFAST_FN void with_rows(int64_t rows, Run&& run) {
+  constexpr int kMost = max_rows(U * G);
+  switch (rows) {
+#define RNNFAST_CASE(n) \
+  case n:               \
+    if constexpr (n <= kMost) run.template operator()<n, U>(); \
+    break;
+    RNNFAST_CASE(1)
+    RNNFAST_CASE(2)
+    RNNFAST_CASE(3)
+    RNNFAST_CASE(4)
+    RNNFAST_CASE(5)
+    RNNFAST_CASE(6)
+    RNNFAST_CASE(7)
+    RNNFAST_CASE(8)
+#undef RNNFAST_CASE
+  }
+}
+
+// Panels of one cell with G gates are as wide as keeps four vectors busy.
+template <int G>
+constexpr int panel_blocks = G >= 3 ? 1 : 4;
+
+// Calls tile<MR, U>(first row, block) for all tiles of `rows` rows and the blocks of `range`; a panel of weights serves all
+// row tiles before the next is touched.
+template <int G, class TileFunction>
+RNNFAST_FN void for_panels(Range range, int64_t rows, TileFunction&& tile) {
+  for (int64_t block = range.begin; block < range.end;) {
+    const int width = panel_width(range.end - block, panel_blocks<G>);
+    const auto tiles = [&]<int U>() {
+      for_tiles(rows, max_rows(U * G), [&](int64_t row, int64_t count) {
+        with_rows<U, G>(count, [&]<int MR, int UU>() { tile.template operator()<MR, UU>(row, block); });
+      });
+    };
+    if constexpr (panel_blocks<G> >= 4) {
+      if (width == 4) tiles.template operator()<4>();
+      if (width == 2) tiles.template operator()<2>();
+    }
+    if (width == 1) tiles.template operator()<1>();
+    block += width;
+  }
+}
+
+template <class T, class Cell>
+class ForwardItem {
+  using V = Vec<T>;
+  static constexpr int64_t W = V::kLanes;
+
+ public:
+  ForwardItem(const Item<T>& item, const Cell& cell, Member group, Scratch<T>& scratch)
+      : item_(item),
+        schedule_(item.schedule),
+        cell_(cell),
+        group_(group),
+        scratch_(scratch),
+        blocks_(share(Blocks<T>::count(item.H), group.rank, group.size)),
+        out_blocks_(share(Blocks<T>::count(item.P), group.rank, group.size)) {}
+
+  void run() {
+    load_cells();
+    for (int64_t s = 0; s < schedule_.steps; s += item_.chunk) {
+      const int64_t end = least(s + item_.chunk, schedule_.steps);
+      const int64_t low = item_.reverse ? schedule_.steps - end : s;
+      chunk_row_ = item_.keep ? 0 : offset(schedule_, low);
+      input_products(low, low + end - s);
+      for (int64_t k = s; k < end; ++k) step(step_at(item_, k));
+    }
+    store_final();
+  }
+
+ private:
+  void load_cells() {
+    if (!Cell::kCellState) return;
+    for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
+      T* cells = item_.cells + block * item_.cell_rows * W;
+      const int64_t lanes = Blocks<T>::lanes(item_.H, block);
+      const auto put = [&](const Rows<const T>& rows, int64_t b, int64_t row) {
+        load_lanes(initial_row(rows, b, item_.zeros) + block * W, lanes).store(cells + row * W);
+      };
+      for (int64_t i = 0; i < schedule_.sequences; ++i) put(item_.c0, batch_index(schedule_, i), i);
+      for (int64_t i = 0; i < item_.reset_rows; ++i)
+        put(item_.reset_c, batch_index(schedule_, i), schedule_.sequences + i);
+    }
+  }
+
+  void input_products(int64_t begin, int64_t end) {
+    const T** rows = scratch_.h_rows;
+    const int64_t row0 = offset(schedule_, begin);
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t i = 0; i < active(schedule_, t); ++i)
+        rows[offset(schedule_, t) - row0 + i] = at(item_.x, t, batch_index(schedule_, i));
+    const int64_t count = offset(schedule_, end) - row0;
+    for_panels<Cell::kGates>(blocks_, count, [&]<int MR, int U>(int64_t row, int64_t block) {
+      input_tile<Cell, T, MR, U>(item_, rows + row, row0 - chunk_row_ + row, block);
+    });
+  }
+
+  void step(int64_t t) {
+    const int64_t rows = active(schedule_, t);
+    for (int64_t i = 0; i < rows; ++i) scratch_.h_rows[i] = previous_h(item_, t, i);
+    if (Cell::kCellState)
+      for (int64_t i = 0; i < rows; ++i) scratch_.c_rows[i] = previous_cell_row(item_, t, i);
+    const Step<T> step{t,
+                       rows,
+                       scratch_.h_rows,
+                       scratch_.c_rows,
+                       slot_of<Cell>(item_, 0, offset(schedule_, t) - chunk_row_),
+                       item_.slot_rows * Cell::kSlots * W,
+                       cell_row(item_, t, 0)};
+    for_panels<Cell::kGates>(blocks_, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
+      cell_tile<Cell, T, MR, U>(item_, cell_, step, row, block);
+    });
+    if (item_.projected) {
+      group_.wait();
+      project(t, rows);
+    }
+    if (item_.h_all.data || item_.c_all.data) export_states(t, rows);
+    group_.wait();
+  }
+
+  // h = W_hr (o * tanh c)
+  void project(int64_t t, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i)
+      scratch_.h_rows[i] = item_.raw + (item_.keep ? offset(schedule_, t) + i : i) * item_.H;
+    const int64_t w_stride = item_.H * W;
+    for_panels<1>(out_blocks_, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
+      rows_tile<T, MR, U>(scratch_.tile, scratch_.h_rows + row, item_.H, item_.w_hr + block * w_stride, w_stride);
+      for (int m = 0; m < MR; ++m)
+        for (int u = 0; u < U; ++u)
+          store_lanes(V::load(scratch_.tile + (m * U + u) * W),
+                      at(item_.out, t, batch_index(schedule_, row + m)) + (block + u) * W,
+                      Blocks<T>::lanes(item_.P, block + u));
+    });
+  }
+
+  // Copies of this thread's own columns: nobody has to wait for them.
+  void export_states(int64_t t, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t b = batch_index(schedule_, i);
+      if (item_.h_all.data)
+        for (int64_t block = out_blocks_.begin; block < out_blocks_.end; ++block)
+          copy_lanes(at(item_.out, t, b), at(item_.h_all, t, b), item_.P, block);
+      if (item_.c_all.data)
+        for (int64_t block = blocks_.begin; block < blocks_.end; ++block)
+          store_lanes(cell_vector(cell_row(item_, t, i), block), at(item_.c_all, t, b) + block * W,
+                      Blocks<T>::lanes(item_.H, block));
+    }
+  }
+
+  V cell_vector(int64_t row, int64_t block) const {
+    return V::load(item_.cells + (block * item_.cell_rows + row) * W);
+  }
+  static void copy_lanes(const T* source, T* target, int64_t n, int64_t block) {
+    const int64_t lanes = Blocks<T>::lanes(n, block);
+    store_lanes(load_lanes(source + block * W, lanes), target + block * W, lanes);
+  }
+
+  // hn, cn: the state after each sequence's last step; and zeros past its end.
+  void store_final() {
+    for (int64_t i = 0; i < schedule_.sequences; ++i) {
+      const int64_t b = batch_index(schedule_, i), end = length(schedule_, i);
+      const int64_t last = item_.reverse ? 0 : end - 1;
+      const T* h = end > 0 ? at(item_.out, last, b) : initial_row(item_.h0, b, item_.zeros);
+      for (int64_t block = out_blocks_.begin; block < out_blocks_.end; ++block) {
+        if (item_.hn.data) copy_lanes(h, item_.hn.data + b * item_.hn.b_stride, item_.P, block);
+        for (int64_t t = end; t < schedule_.steps; ++t) {
+          copy_lanes(item_.zeros, at(item_.out, t, b), item_.P, block);
+          if (item_.h_all.data) copy_lanes(item_.zeros, at(item_.h_all, t, b), item_.P, block);
+        }
+      }
+      for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
+        const int64_t row = end > 0 ? cell_row(item_, last, i) : i;
+        if (item_.cn.data)
+          store_lanes(cell_vector(row, block), item_.cn.data + b * item_.cn.b_stride + block * W,
+                      Blocks<T>::lanes(item_.H, block));
+        if (item_.c_all.data)
+          for (int64_t t = end; t < schedule_.steps; ++t)
+            copy_lanes(item_.zeros, at(item_.c_all, t, b), item_.H, block);
+      }
+    }
+  }
+
+  const Item<T>& item_;
+  const Schedule& schedule_;
+  const Cell& cell_;
+  const Member group_;
+  Scratch<T>& scratch_;
+  const Range blocks_, out_blocks_;  // mine, of H and of P
+  int64_t chunk_row_ = 0;            // the packed row that lies first in `slots`
+};
+
+RNNFAST_END

@@ -1,0 +1,133 @@
+// The register tiles: every floating-point operation that counts is in this file.
+//
+//   accumulate     acc[m][v] += sum_k a_m[k] w[k][v]      a row's scalars against packed weight vectors
+//   accumulate_gates   the same, where the row is the blocked gradient of the gates
+//   outer          acc[m][v] += sum_r a_r[m] g_r[v]       weight gradients: summed over rows
+//
+// m runs over MR rows (or columns), v over U blocks x G vectors; the accumulators stay in registers. Small tiles are unrolled
+// over k with partial sums, so that the latency of the fused multiply-add is hidden.
+#pragma once
+
+#include "cpu/simd.h"
+
+RNNFAST_BEGIN
+
+#define RNNFAST_UNROLL _Pragma("GCC unroll 32")
+
+// Rows of the largest tile with NV vectors: as many as the registers allow, beside the weights and one broadcast.
+constexpr int max_rows(int nv) {
+  const int free = kRegisters == 32 ? 24 : 12;
+  return nv == 1 ? 6 : free / nv > 8 ? 8 : free / nv;
+}
+
+// Partial sums over k for a tile of n accumulators.
+constexpr int partial_sums(int n) { return n >= 12 ? 1 : n >= 6 ? (kRegisters == 32 ? 2 : 1) : kRegisters == 32 ? 4 : 2; }
+
+// Accumulators: MR rows x U blocks x G vectors.
+template <class T, int MR, int U, int G>
+struct Tile {
+  Vec<T> acc[MR][U * G];
+
+  RNNFAST_FN void clear() {
+    RNNFAST_UNROLL for (int m = 0; m < MR; ++m)
+      RNNFAST_UNROLL for (int v = 0; v < U * G; ++v) acc[m][v] = Vec<T>(T(0));
+  }
+  RNNFAST_FN void add(const Tile& other) {
+    RNNFAST_UNROLL for (int m = 0; m < MR; ++m)
+      RNNFAST_UNROLL for (int v = 0; v < U * G; ++v) acc[m][v] = acc[m][v] + other.acc[m][v];
+  }
+};
+
+template <class T, int U, int G>
+RNNFAST_FN void load_vectors(Vec<T> (&vector)[U * G], const T* p, int64_t block_stride) {
+  RNNFAST_UNROLL for (int u = 0; u < U; ++u)
+    RNNFAST_UNROLL for (int g = 0; g < G; ++g) vector[u * G + g] = Vec<T>::load(p + u * block_stride + g * Vec<T>::kLanes);
+}
+
+// w: packed weights [U blocks, w_stride apart][K][G][W]; a: MR rows of K scalars.
+template <class T, int MR, int U, int G>
+RNNFAST_FN void rank_one(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_t k, const T* w, int64_t w_stride) {
+  Vec<T> weight[U * G];
+  load_vectors<T, U, G>(weight, w, w_stride);
+  RNNFAST_UNROLL for (int m = 0; m < MR; ++m) {
+    const Vec<T> scalar(a[m][k]);
+    RNNFAST_UNROLL for (int v = 0; v < U * G; ++v) tile.acc[m][v] = fma(scalar, weight[v], tile.acc[m][v]);
+  }
+}
+
+template <class T, int MR, int U, int G>
+RNNFAST_FN void accumulate(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_t K, const T* w, int64_t w_stride) {
+  constexpr int W = Vec<T>::kLanes, S = partial_sums(MR * U * G);
+  int64_t k = 0;
+  if constexpr (S > 1) {
+    Tile<T, MR, U, G> partial[S - 1];
+    RNNFAST_UNROLL for (int s = 0; s < S - 1; ++s) partial[s].clear();
+    for (; k <= K - S; k += S) {
+      const T* wk = w + k * (G * W);
+      rank_one(tile, a, k, wk, w_stride);
+      RNNFAST_UNROLL for (int s = 1; s < S; ++s) rank_one(partial[s - 1], a, k + s, wk + s * G * W, w_stride);
+    }
+    RNNFAST_UNROLL for (int s = 0; s < S - 1; ++s) tile.add(partial[s]);
+  }
+  for (; k < K; ++k) rank_one(tile, a, k, w + k * (G * W), w_stride);
+}
+
+// The gates of a row, blocked: `full` blocks of G * W values, `block_stride` apart, then G pieces of `tail` values.
+struct GateOperand {
+  int64_t row_stride, block_stride, full, tail;
+  int gates;
+};
+
+// Weights packed as [U blocks][G * H][W], their rows in the order in which the blocked gates are read here.
+template <class T, int MR, int U>
+RNNFAST_FN void accumulate_gates(Tile<T, MR, U, 1>& tile, const T* row0, const GateOperand& g, const T* w,
+                                 int64_t w_stride) {
+  constexpr int W = Vec<T>::kLanes;
+  const T* a[MR];
+  RNNFAST_UNROLL for (int m = 0; m < MR; ++m) a[m] = row0 + m * g.row_stride;
+  const int64_t piece = int64_t(g.gates) * W;
+  for (int64_t block = 0; block < g.full; ++block, w += piece * W) {
+    accumulate(tile, a, piece, w, w_stride);
+    RNNFAST_UNROLL for (int m = 0; m < MR; ++m) a[m] += g.block_stride;
+  }
+  if (g.tail == 0) return;
+  for (int gate = 0; gate < g.gates; ++gate, w += g.tail * W) {
+    accumulate(tile, a, g.tail, w, w_stride);
+    RNNFAST_UNROLL for (int m = 0; m < MR; ++m) a[m] += W;
+  }
+}
+
+// acc[m][u][v] += sum over rows of a[row][m] * g[row][u][v]; g's rows are `row_stride` apart, its blocks `block_stride`.
+template <class T, int MR, int U, int G>
+RNNFAST_FN void outer(Tile<T, MR, U, G>& tile, const T* const* a, int64_t column, int64_t rows, const T* g,
+                      int64_t row_stride, int64_t block_stride) {
+  for (int64_t r = 0; r < rows; ++r, g += row_stride) {
+    Vec<T> gradient[U * G];
+    load_vectors<T, U, G>(gradient, g, block_stride);
+    const T* row = a[r] + column;
+    RNNFAST_UNROLL for (int m = 0; m < MR; ++m) {
+      const Vec<T> scalar(row[m]);
+      RNNFAST_UNROLL for (int v = 0; v < U * G; ++v) tile.acc[m][v] = fma(scalar, gradient[v], tile.acc[m][v]);
+    }
+  }
+}
+
+// ---- tables over the tile sizes that only the run time knows ------------------------------------------------------
+
+// Splits n into tiles of at most `most`, as even as possible: 7 rows in tiles of 6 are 4 + 3, not 6 + 1.
+template <class Function>
+RNNFAST_FN void for_tiles(int64_t n, int64_t most, Function&& run) {
+  int64_t tiles = (n + most - 1) / most;
+  for (int64_t start = 0; tiles > 0; --tiles) {
+    const int64_t size = (n - start + tiles - 1) / tiles;
+    run(start, size);
+    start += size;
+  }
+}
+
+// Splits blocks into panels of 4, 2 and 1: the widths that are compiled.
+RNNFAST_FN int panel_width(int64_t blocks_left, int most) {
+  return most >= 4 && blocks_left >= 4 ? 4 : most >= 2 && blocks_left >= 2 ? 2 : 1;
+}
+
+RNNFAST_END

@@ -1,0 +1,114 @@
+// Which rows a step works on and where their previous states lie. Lengths, resets and the direction are settled here, as
+// row addresses, so that the tiles know nothing of them.
+#pragma once
+
+#include "core/item.h"
+#include "cpu/team.h"
+
+RNNFAST_BEGIN
+
+RNNFAST_FN int64_t active(const Schedule& s, int64_t t) { return s.active ? s.active[t] : s.sequences; }
+RNNFAST_FN int64_t offset(const Schedule& s, int64_t t) { return s.offset ? s.offset[t] : t * s.sequences; }
+RNNFAST_FN int64_t batch_index(const Schedule& s, int64_t i) { return s.order ? s.order[i] : s.first + i; }
+RNNFAST_FN int64_t length(const Schedule& s, int64_t i) { return s.lengths ? s.lengths[i] : s.steps; }
+
+template <class T>
+RNNFAST_FN T* at(const Sequence<T>& s, int64_t t, int64_t b) {
+  return s.data + t * s.t_stride + b * s.b_stride;
+}
+
+// The blocked shape of n units.
+template <class T>
+struct Blocks {
+  static constexpr int64_t W = Vec<T>::kLanes;
+  RNNFAST_FN static int64_t count(int64_t n) { return (n + W - 1) / W; }
+  RNNFAST_FN static int64_t lanes(int64_t n, int64_t block) { return least(W, n - block * W); }
+};
+
+template <class T>
+RNNFAST_FN Vec<T> load_lanes(const T* p, int64_t n) {
+  return n == Vec<T>::kLanes ? Vec<T>::load(p) : Vec<T>::load(p, n);
+}
+template <class T>
+RNNFAST_FN void store_lanes(Vec<T> v, T* p, int64_t n) {
+  n == Vec<T>::kLanes ? v.store(p) : v.store(p, n);
+}
+
+// Is the state that enters step t of sequence i replaced (a new segment starts)?
+template <class T>
+RNNFAST_FN bool is_cut(const Item<T>& item, int64_t t, int64_t i) {
+  if (!item.reset.data) return false;
+  const int64_t at_step = item.reverse ? t + 1 : t;
+  if (item.reverse && at_step >= length(item.schedule, i)) return false;
+  return *at(item.reset, at_step, batch_index(item.schedule, i)) != 0;
+}
+
+// Is t the first step that sequence i runs?
+template <class T>
+RNNFAST_FN bool is_first(const Item<T>& item, int64_t t, int64_t i) {
+  return item.reverse ? t + 1 >= length(item.schedule, i) : t == 0;
+}
+
+template <class T>
+RNNFAST_FN const T* initial_row(const Rows<const T>& rows, int64_t b, const T* zeros) {
+  return rows.data ? rows.data + b * rows.b_stride : zeros;
+}
+
+// Where h of the step before (t, i) lies.
+template <class T>
+RNNFAST_FN const T* previous_h(const Item<T>& item, int64_t t, int64_t i) {
+  const int64_t b = batch_index(item.schedule, i);
+  if (is_cut(item, t, i)) return initial_row(item.reset_h, b, item.zeros);
+  if (is_first(item, t, i)) return initial_row(item.h0, b, item.zeros);
+  return at(item.out, item.reverse ? t + 1 : t - 1, b);
+}
+
+// Rows of `cells`: first c0 of every sequence, then the reset state (one row, or one a sequence), then, when kept, a row
+// for each step. Otherwise a sequence's c is replaced in place.
+template <class T>
+RNNFAST_FN int64_t cell_row(const Item<T>& item, int64_t t, int64_t i) {
+  return item.keep ? item.schedule.sequences + item.reset_rows + offset(item.schedule, t) + i : i;
+}
+template <class T>
+RNNFAST_FN int64_t previous_cell_row(const Item<T>& item, int64_t t, int64_t i) {
+  if (is_cut(item, t, i)) return item.schedule.sequences + (item.reset_rows > 1 ? i : 0);
+  if (is_first(item, t, i) || !item.keep) return i;
+  return cell_row(item, item.reverse ? t + 1 : t - 1, i);
+}
+
+// One thread's private memory, carved from the network's scratch.
+template <class T>
+struct Scratch {
+  const T** h_rows;   // [rows of a step, or of a chunk]
+  int64_t* c_rows;    // [sequences]
+  uint8_t* cut;       // [sequences]
+  T* tile;            // one register tile, and one block of weight gradients
+  T* gradient;
+
+  Scratch(const Network<T>& net, int64_t rank, int64_t rows, int64_t sequences) {
+    uint8_t* p = net.scratch + rank * net.scratch_bytes;
+    tile = take<T>(p, kTileValues);
+    h_rows = take<const T*>(p, rows);
+    c_rows = take<int64_t>(p, sequences);
+    cut = take<uint8_t>(p, sequences);
+    gradient = reinterpret_cast<T*>(p);
+  }
+
+  static constexpr int64_t kTileValues = 32 * 16;
+
+ private:
+  template <class U>
+  static U* take(uint8_t*& p, int64_t n) {
+    U* here = reinterpret_cast<U*>(p);
+    p += (n * sizeof(U) + 63) / 64 * 64;
+    return here;
+  }
+};
+
+// The step before t in the direction of the item, and back.
+template <class T>
+RNNFAST_FN int64_t step_at(const Item<T>& item, int64_t s) {
+  return item.reverse ? item.schedule.steps - 1 - s : s;
+}
+
+RNNFAST_END

@@ -1,0 +1,11 @@
+"""The benchmark behind `rnnfast bench`: rows, contenders, clocks and tables.
+
+    rows.py      what one row is, its useful flops and its size class          suites.py   the rows
+    arrays.py    the inputs of a row, the same in every process                floor.py    the time no program can beat
+    rivals/      one file a library, the same verbs in each                    check.py    is the result right?
+    worker.py    the child process of one contender                            contender.py  its handle in the parent
+    probes.py    FMA peak, sgemm, read bandwidth                               machine.py  provenance
+    session.py   check, calibrate and time row after row                       summary.py, report.py, plot.py  the outcome
+
+Nothing here is imported by `import rnnfast`, and a rival's process never loads the extension modules.
+"""

@@ -1,0 +1,87 @@
+"""The JSON of a benchmark: one record for each row and library under `rows`, and `provenance`."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .arrays import row_steps
+from .rows import Row, useful_flops
+
+Record = dict[str, Any]
+
+_ROW_FIELDS = (
+    "suite",
+    "name",
+    "cell",
+    "mode",
+    "device",
+    "dtype",
+    "T",
+    "B",
+    "I",
+    "H",
+    "layers",
+    "bidirectional",
+    "ragged",
+    "reset",
+)
+_MEASURED_FIELDS = (
+    "library",
+    "version",
+    "median_s",
+    "min_s",
+    "max_s",
+    "rounds",
+    "gflops",
+    "peak_fraction",
+    "max_error",
+)
+FIELDS = _ROW_FIELDS + _MEASURED_FIELDS
+
+
+def make_record(
+    row: Row, library: str, version: str, seconds: Sequence[float], max_error: float, peak_gflops: float | None
+) -> Record:
+    """A record of the timed calls of one library; `seconds` has one entry a round, `gflops` counts useful flops."""
+    median = statistics.median(seconds)
+    gflops = useful_flops(row, row_steps(row)) / median / 1e9
+    measured = (
+        library,
+        version,
+        median,
+        min(seconds),
+        max(seconds),
+        len(seconds),
+        gflops,
+        gflops / peak_gflops if peak_gflops else None,
+        max_error,
+    )
+    return {name: getattr(row, name) for name in _ROW_FIELDS} | dict(zip(_MEASURED_FIELDS, measured, strict=True))
+
+
+def row_of(record: Record) -> Row:
+    return Row(**{name: record[name] for name in _ROW_FIELDS})
+
+
+def write_json(path: Path, records: Iterable[Record], provenance: dict[str, Any]) -> None:
+    """Write the file whole or not at all."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps({"provenance": provenance, "rows": list(records)}, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> tuple[list[Record], dict[str, Any]]:
+    """Records and provenance; raises ValueError naming the file and what it lacks."""
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict) or not {"rows", "provenance"} <= content.keys():
+        raise ValueError(f"{path.name}: expected an object with 'rows' and 'provenance'")
+    for record in content["rows"]:
+        missing = [name for name in FIELDS if name not in record]
+        if missing:
+            raise ValueError(f"{path.name}: a record lacks {', '.join(missing)}")
+    return content["rows"], content["provenance"]

@@ -1,0 +1,138 @@
+"""The benchmark on the terminal: one line a row, one line a group, and what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .arrays import row_steps
+from .records import Record
+from .rows import Row
+from .session import OWN, Measurements, Outcome
+from .summary import ALL, BEST, Group, groups, rivals_in
+
+
+def print_machine(console: Console, measured: Measurements, threads: int) -> None:
+    for dtype, peak in measured.machine.peak_gflops.items():
+        gemm = measured.gemm_gflops[dtype]
+        line = f"{dtype}: FMA peak {peak:.0f} GFLOP/s on {threads} threads, NumPy's large product {gemm:.0f}"
+        console.print(f"{line}, ISA {measured.isa or 'unknown'}")
+        short = measured.shortfall(dtype)
+        if short:
+            console.print(f"[yellow]the measured peak is only {short:.2f} of NumPy's product: fractions say too much")
+    if measured.machine.levels:
+        levels = ", ".join(f"{level.name} {level.bandwidth / 1e9:.0f}" for level in measured.machine.levels)
+        console.print(f"read bandwidth of {threads} threads, GB/s: {levels}")
+
+
+def rows_table(outcomes: Sequence[Outcome], rivals: Sequence[str]) -> Table:
+    """One line a row: this package's time, speed and distance from the floor, then each rival's time and ratio."""
+    table = Table(title="median time of one call; ratio = rival / rnnfast", title_justify="left")
+    table.add_column("row")
+    table.add_column("mode")
+    table.add_column("T,B,I,H")
+    for heading in ("rnnfast", "µs a step", "GFLOP/s", "of peak", "floor", "time/floor", *rivals):
+        table.add_column(heading, justify="right")
+    for outcome in outcomes:
+        row = outcome.row
+        shape = f"{row.T},{row.B},{row.I},{row.H}"
+        name = row.name if shape not in row.name else row.name.replace(f" {shape}", "")
+        cells = [_own_cells(outcome), [_rival_cell(outcome, rival) for rival in rivals]]
+        table.add_row(escape(name), row.mode, shape, *(cell for part in cells for cell in part))
+    return table
+
+
+def summary_table(records: Sequence[Record]) -> Table | None:
+    """Geometric mean (minimum) of the ratios by group; None where there is nothing to compare."""
+    found = groups(records)
+    if not found:
+        return None
+    rivals = list(dict.fromkeys(group.rival for group in found))
+    table = Table(title="times faster than: geometric mean (minimum, its row)", title_justify="left")
+    for heading in ("mode", "cell", "size", "rows"):
+        table.add_column(heading)
+    for rival in rivals:
+        table.add_column("the best of them" if rival == BEST else rival, justify="right")
+    for key in dict.fromkeys((group.mode, group.cell, group.size_class) for group in found):
+        members = {g.rival: g for g in found if (g.mode, g.cell, g.size_class) == key}
+        count = max(group.count for group in members.values())
+        style = "bold" if ALL in key else ""
+        table.add_row(*key, str(count), *(_group_cell(members.get(rival)) for rival in rivals), style=style)
+    return table
+
+
+def print_problems(console: Console, outcomes: Sequence[Outcome]) -> bool:
+    """Name what could not be run (once) and what failed (each); True if anything failed."""
+    reasons = dict.fromkeys((name, reason) for outcome in outcomes for name, reason in outcome.unsupported.items())
+    for name, reason in reasons:
+        console.print(f"[dim]not run: {escape(name)}: {escape(reason)}")
+    failed = False
+    for outcome in outcomes:
+        for name, message in outcome.failures.items():
+            failed = True
+            console.print(f"[red]FAILED[/] {escape(outcome.row.name)} {outcome.row.mode}, {escape(message)}")
+    return failed
+
+
+def next_command(suites: Sequence[str], against: Sequence[str], installed: Sequence[str], json: bool, gpu: bool) -> str:
+    """One command that shows more than the one that has just run."""
+    if not installed and "numpy" in against:
+        return "pip install torch && rnnfast bench --against torch"
+    rivals = ",".join(installed)
+    if "numpy" in against and installed:
+        return f"rnnfast bench --against {rivals}"
+    if gpu:
+        return "rnnfast bench --suite gpu --device cuda --against torch --json gpu.json"
+    if "real" not in suites:
+        return f"rnnfast bench --suite real --against {rivals} --json real.json"
+    if not json:
+        return f"rnnfast bench --suite real --against {rivals} --json real.json --plot real.png"
+    return f"rnnfast bench --suite square --against {rivals} --json square.json"
+
+
+def _own_cells(outcome: Outcome) -> list[str]:
+    record = next((r for r in outcome.records if r["library"] == OWN), None)
+    floor = "" if outcome.floor is None else seconds_text(outcome.floor)
+    if record is None:
+        return ["–", "", "", "", floor, ""]
+    median, fraction = record["median_s"], record["peak_fraction"]
+    return [
+        seconds_text(median),
+        f"{median / outcome.row.T * 1e6:.3g}",
+        f"{record['gflops']:.3g}",
+        "" if fraction is None else f"{fraction:.1%}",
+        floor,
+        f"{median / outcome.floor:.4g}" if outcome.floor else "",
+    ]
+
+
+def _rival_cell(outcome: Outcome, rival: str) -> str:
+    median, own = outcome.median(rival), outcome.median(OWN)
+    if median is None:
+        return "[red]failed[/]" if rival in outcome.failures else "–"
+    if own is None:
+        return seconds_text(median)
+    ratio = median / own
+    return f"{seconds_text(median)} [{'green' if ratio >= 1 else 'red'}]{ratio:.2f}×[/]"
+
+
+def _group_cell(group: Group | None) -> str:
+    return "" if group is None else f"{group.mean:.2f}× ({group.minimum:.2f}, {escape(group.worst)})"
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits in a unit that suits: "12.3 µs", "4.56 ms", "1.23 s"."""
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * scale >= 1.0:
+            return f"{seconds * scale:.3g} {unit}" if seconds * scale < 1000 else f"{seconds * scale:.0f} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def describe_row(row: Row) -> str:
+    """For the progress bar."""
+    dense = row.T * row.B
+    ragged = f", {row_steps(row) / dense:.0%} of {dense} row-steps" if row.ragged else ""
+    return f"{row.name} ({row.mode}{ragged})"

@@ -1,0 +1,418 @@
+"""Recurrent layers as functions: arrays in, arrays and an explicit context out.
+
+The only caller of the extension modules. A call runs a whole stack over a whole sequence::
+
+    output, state, ctx = lstm(x, (h0, c0), weights)
+    grad_x, grad_state, grad_weights = lstm_backward(ctx, grad_output)
+
+Sizes: T time, B batch, I input_size, H hidden_size, P proj_size or H, L num_layers, D directions, G gates.
+
+`weights` are in PyTorch's flat order: for each layer and direction ``weight_ih`` [G·H, I or D·P], ``weight_hh`` [G·H, P],
+then with a bias ``bias_ih``, ``bias_hh`` [G·H], then with a projection ``weight_hr`` [P, H]. Gates of the LSTM are i, f, g, o,
+those of the GRU r, z, n with the reset gate applied after the recurrent product (torch.nn and cuDNN).
+
+Between a training-mode forward and its backward, the arrays x, hx, weights and reset_state must not change; `output` is
+returned read-only, because the backward pass reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _core
+
+__all__ = [
+    "CELLS",
+    "Context",
+    "Packed",
+    "Stream",
+    "backward",
+    "forward",
+    "get_num_threads",
+    "gru",
+    "gru_backward",
+    "lstm",
+    "lstm_backward",
+    "pack",
+    "rnn",
+    "rnn_backward",
+    "set_num_threads",
+]
+
+
+class CellInfo(NamedTuple):
+    """What a cell needs: gates (G), whether there is a state c, and the names of its parameters."""
+
+    gates: int
+    has_cell_state: bool
+    parameters: tuple[str, ...]
+
+
+CELLS: dict[str, CellInfo] = {
+    name: CellInfo(gates, has_c, tuple(parameters.split())) for name, gates, has_c, parameters in _core.cells()
+}
+
+
+class Context:
+    """What a training-mode forward keeps for its backward.
+
+    Attributes
+    ----------
+    grad_reset_state : array, pair or None
+        After `backward`: the gradient of `reset_state`, in its structure and shape.
+    grad_h : array [T, L·D, B, P] or None
+        After a `backward` with ``record=True``: dL/dh_t in total, before the dropout of the next layer.
+    nbytes : int
+        The size of the reserve, beside the output itself.
+    """
+
+    __slots__ = ("_core", "_reset_state", "cell", "grad_h", "grad_reset_state", "has_cell_state")
+
+    def __init__(self, core: Any, cell: str, reset_state: Any) -> None:
+        self._core = core
+        self.cell = cell
+        self.has_cell_state = CELLS[cell].has_cell_state
+        self._reset_state = reset_state
+        self.grad_reset_state: Any = None
+        self.grad_h: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._core.nbytes)
+
+    @property
+    def plan(self) -> str:
+        """How the call was shared between threads, in words."""
+        return str(self._core.plan)
+
+
+class Packed(NamedTuple):
+    """Weights in the kernels' order, pinned when made; takes the place of `weights` where ``training=False``."""
+
+    stack: Any
+    core: Any
+
+
+@lru_cache(maxsize=256)
+def _stack(cell: str, dtype: str, sizes: tuple[int, int, int, int, int], bias: bool, parameters: tuple[float, ...]) -> Any:
+    return _core.Stack(cell, dtype, *sizes, bias, list(parameters))
+
+
+def _cell_info(cell: str) -> CellInfo:
+    info = CELLS.get(cell) if isinstance(cell, str) else None
+    if info is None:
+        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
+    return info
+
+
+def _parameters(info: CellInfo, cell: str, given: dict[str, Any]) -> tuple[float, ...]:
+    if given.keys() != set(info.parameters):
+        raise TypeError(f"{cell}: expected the parameters {list(info.parameters)}, got {sorted(given)}")
+    return tuple(float(given[name]) for name in info.parameters)
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+    return int(value)
+
+
+def _stack_for(cell: str, weights: Any, num_layers: Any, bidirectional: Any, given: dict[str, Any]) -> Any:
+    """The configuration, its sizes read off the first two weights; the engine checks all others against it."""
+    info = _cell_info(cell)
+    layers, directions = _count("num_layers", num_layers), 2 if bidirectional else 1
+    if not isinstance(weights, Sequence) or len(weights) < 2:
+        raise TypeError(f"weights: expected a sequence of arrays in PyTorch's order, got {type(weights).__name__}")
+    each, rest = divmod(len(weights), layers * directions)
+    if rest or not 2 <= each <= 5:
+        raise ValueError(
+            f"weights: expected 2 to 5 arrays for each of {layers * directions} layers and directions, got {len(weights)}"
+        )
+    for name, w in (("weight_ih_l0", weights[0]), ("weight_hh_l0", weights[1])):
+        if not isinstance(w, np.ndarray):
+            raise TypeError(f"{name}: expected a numpy.ndarray, got {type(w).__name__}")
+        if w.ndim != 2:
+            raise ValueError(f"{name}: expected shape [G*H, {'I' if w is weights[0] else 'P'}], got {list(w.shape)}")
+    rows, input_size = weights[0].shape
+    hidden, output = rows // info.gates, weights[1].shape[1]
+    if rows % info.gates or rows == 0:
+        raise ValueError(f"weight_ih_l0: expected {info.gates} * H rows, got shape {list(weights[0].shape)}")
+    projected = each in (3, 5)
+    if not projected and output != hidden:
+        raise ValueError(f"weight_hh_l0: expected shape [{rows}, {hidden}], got {list(weights[1].shape)}")
+    sizes = (input_size, hidden, output if projected else 0, layers, directions)
+    return _stack(cell, str(weights[0].dtype), sizes, each >= 4, _parameters(info, cell, given))
+
+
+def _pair(name: str, value: Any, has_cell_state: bool) -> tuple[Any, Any]:
+    """(h, c) of a state-like argument; c is None for cells without one."""
+    if value is None:
+        return None, None
+    if not has_cell_state:
+        if isinstance(value, (tuple, list)):
+            raise TypeError(f"{name}: expected one array (this cell has no cell state), got a {type(value).__name__}")
+        return value, None
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name}: expected a pair (h, c), got {type(value).__name__}")
+    if len(value) != 2:
+        raise ValueError(f"{name}: expected a pair (h, c), got {len(value)} elements")
+    return value[0], value[1]
+
+
+def _unpair(h: Any, c: Any, has_cell_state: bool) -> Any:
+    return (h, c) if has_cell_state else h
+
+
+def _integers(name: str, value: Any) -> Any:
+    """Any integer array or list as int64; values are the engine's to check."""
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
+    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name}: expected values below 2**63, got {array.max()}")
+    return array.astype(np.int64, copy=False)
+
+
+def _flags(name: str, value: Any) -> Any:
+    """Bool, or integers 0 and 1, as bool."""
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.dtype.kind == "b":
+        return array
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected bool or integers 0 and 1, got dtype {array.dtype}")
+    flags = array.astype(bool)
+    if not np.array_equal(flags, array):
+        raise ValueError(f"{name}: expected 0 and 1, got other integers")
+    return flags
+
+
+def pack(
+    cell: str, weights: Any, *, num_layers: int = 1, bidirectional: bool = False, **parameters: float
+) -> Packed:
+    """Rearrange `weights` once for any number of calls with ``training=False`` and for streams."""
+    stack = _stack_for(cell, weights, num_layers, bidirectional, parameters)
+    return Packed(stack, _core.Packed(stack, weights))
+
+
+def forward(
+    cell: str,
+    x: Any,
+    hx: Any,
+    weights: Any,
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = True,
+    lengths: Any = None,
+    reset: Any = None,
+    reset_state: Any = None,
+    return_states: bool = False,
+    seed: int = 0,
+    call: int = 0,
+    **parameters: float,
+) -> tuple[Any, ...]:
+    """Run a stack of recurrent layers over a sequence.
+
+    Parameters
+    ----------
+    cell : str
+        A key of `CELLS`.
+    x : array [T, B, I], or [B, T, I] with `batch_first`
+        float32 or float64, the dtype of the weights.
+    hx : array, pair or None
+        h0 [L·D, B, P], for the LSTM (h0, c0) with c0 [L·D, B, H]; None: zeros.
+    weights : sequence of arrays, or `Packed` when not training
+    dropout : float
+        Between layers, when training; a function of (seed, call, layer, t, b, unit) alone.
+    lengths : integers [B], optional
+        Valid steps of each row, any order, zero allowed. `output` is zero past them.
+    reset : bool [T, B] (as x with `batch_first`), optional
+        A new segment starts at t: the state before it is replaced by zero, or by `reset_state` [L·D, B or 1, P or H].
+    return_states : bool
+        Also return h of every layer and step, [T, L·D, B, P] (for the LSTM with c, [T, L·D, B, H]).
+    parameters
+        Those that `CELLS` names for the cell.
+
+    Returns
+    -------
+    output : array [T, B, D·P] or [B, T, D·P]
+    state : as hx, after the last valid step
+    states : with `return_states`
+    ctx : Context, or None when not training
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came. Nothing has been changed.
+    """
+    if isinstance(weights, Packed):
+        stack, matrices = weights
+    else:
+        stack, matrices = _stack_for(cell, weights, num_layers, bidirectional, parameters), weights
+    has_c = CELLS[cell].has_cell_state
+    h0, c0 = _pair("hx", hx, has_c)
+    reset_h, reset_c = _pair("reset_state", reset_state, has_c)
+    if reset is None and reset_state is not None:
+        raise ValueError("reset_state: expected None without reset")
+    output, hn, cn, h_all, c_all, core = stack.forward(
+        x,
+        h0,
+        c0,
+        matrices,
+        batch_first,
+        training,
+        _integers("lengths", lengths),
+        _flags("reset", reset),
+        reset_h,
+        reset_c,
+        return_states,
+        dropout,
+        seed,
+        call,
+    )
+    ctx = None
+    if training:
+        output.flags.writeable = False
+        ctx = Context(core, cell, (reset_h, reset_c))
+    if return_states:
+        return output, _unpair(hn, cn, has_c), _unpair(h_all, c_all, has_c), ctx
+    return output, _unpair(hn, cn, has_c), ctx
+
+
+def backward(
+    ctx: Context,
+    grad_output: Any = None,
+    grad_state: Any = None,
+    *,
+    grad_states: Any = None,
+    need_grad_x: bool = True,
+    need_grad_weights: bool = True,
+    retain: bool = False,
+    record: bool = False,
+) -> tuple[Any, Any, Any]:
+    """Backpropagation through time for a forward with ``training=True``.
+
+    Parameters
+    ----------
+    ctx : Context
+    grad_output, grad_state, grad_states
+        Gradients of what `forward` returned, in the same shapes; None, or None in a pair, is zero. `grad_output` past a
+        row's length is ignored, even where it is NaN.
+    need_grad_x, need_grad_weights : bool
+        False skips the product and returns None.
+    retain : bool
+        Keep the reserve for another backward; without it a second one raises RuntimeError.
+    record : bool
+        Also put dL/dh_t of every step into ``ctx.grad_h``.
+
+    Returns
+    -------
+    grad_x : array, shape of x, or None
+    grad_state : as hx
+    grad_weights : list of arrays in the order of the weights, or None
+    """
+    if not isinstance(ctx, Context):
+        raise TypeError(f"ctx: expected the Context of a forward with training=True, got {type(ctx).__name__}")
+    grad_hn, grad_cn = _pair("grad_state", grad_state, ctx.has_cell_state)
+    grad_h_all, grad_c_all = _pair("grad_states", grad_states, ctx.has_cell_state)
+    grad_x, grad_h0, grad_c0, grad_weights, grad_reset_h, grad_reset_c, grad_h = ctx._core.backward(
+        grad_output,
+        grad_hn,
+        grad_cn,
+        grad_h_all,
+        grad_c_all,
+        need_grad_x,
+        need_grad_weights,
+        retain,
+        record,
+    )
+    resets = [_like(g, r) for g, r in zip((grad_reset_h, grad_reset_c), ctx._reset_state, strict=True)]
+    given = any(r is not None for r in ctx._reset_state)
+    ctx.grad_reset_state = _unpair(*resets, ctx.has_cell_state) if given else None
+    ctx.grad_h = grad_h
+    return grad_x, _unpair(grad_h0, grad_c0, ctx.has_cell_state), grad_weights if need_grad_weights else None
+
+
+def _like(gradient: Any, state: Any) -> Any:
+    """A reset state that the batch shares collects over it."""
+    if gradient is None or gradient.shape == state.shape:
+        return gradient
+    return gradient.sum(axis=1, keepdims=True)
+
+
+def lstm(x: Any, hx: Any, weights: Any, **options: Any) -> tuple[Any, ...]:
+    """Long short-term memory (Hochreiter & Schmidhuber 1997): ``output, (hn, cn), ctx``; options as `forward`."""
+    return forward("lstm", x, hx, weights, **options)
+
+
+def gru(x: Any, hx: Any, weights: Any, **options: Any) -> tuple[Any, ...]:
+    """Gated recurrent unit (Cho et al. 2014): ``output, hn, ctx``; options as `forward`."""
+    return forward("gru", x, hx, weights, **options)
+
+
+def rnn(x: Any, hx: Any, weights: Any, *, nonlinearity: str = "tanh", **options: Any) -> tuple[Any, ...]:
+    """Vanilla recurrent network (Elman 1990), tanh or relu: ``output, hn, ctx``; options as `forward`."""
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+    return forward(f"rnn_{nonlinearity}", x, hx, weights, **options)
+
+
+lstm_backward = gru_backward = rnn_backward = backward
+
+
+class Stream:
+    """One step after another in one direction, with pinned weights and the state inside.
+
+    `step(x_t, reset=None, out=None)`: x_t [B, I], reset bool [B], out [B, P]; returns h of the last layer.
+    """
+
+    __slots__ = ("_core", "_has_cell_state", "step")
+
+    def __init__(self, cell: str, packed: Packed, batch_size: int, *, num_layers: int = 1, core: Any = None) -> None:
+        if not isinstance(packed, Packed):
+            raise TypeError(f"packed: expected Packed, got {type(packed).__name__}")
+        self._core = core or _core.Stream(packed.stack, packed.core, _count("batch_size", batch_size))
+        self._has_cell_state = _cell_info(cell).has_cell_state
+        self.step = self._core.step  # nothing between the caller and the kernel
+
+    def get_state(self) -> Any:
+        """Copies, structured as hx."""
+        return self._core.get_state()
+
+    def set_state(self, state: Any) -> None:
+        """Take a copy of `state`, structured as hx; None is zero."""
+        self._core.set_state(*_pair("state", state, self._has_cell_state))
+
+    def reorder(self, rows: Any) -> None:
+        """Row i takes the state of row ``rows[i]``."""
+        self._core.reorder(_integers("rows", rows))
+
+    def set_packed(self, packed: Packed) -> None:
+        """Take other weights of the same configuration; the state stays."""
+        self._core.set_packed(packed.core)
+
+    def close(self) -> None:
+        """Give the weights and the state back; every later call raises RuntimeError."""
+        self._core.close()
+
+
+def get_num_threads() -> int:
+    """Threads that a call may use: OMP_NUM_THREADS, else the physical cores, unless `set_num_threads` said otherwise."""
+    return int(_core.get_num_threads())
+
+
+def set_num_threads(n: int) -> None:
+    """Set the most threads that a call may use. Results are bitwise repeatable for one thread count."""
+    _core.set_num_threads(_count("n", n))

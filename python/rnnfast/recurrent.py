@@ -1,0 +1,309 @@
+"""What recurrent layers and cells share: the weights, their packed form, their state's structure.
+
+`Recurrent` owns the weights of a cell, once or in a stack, and knows nothing of sequences; `modules` and `cells` build
+on it. A *state* here is an array, or for the LSTM a pair of arrays, of which either may be None.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import functional
+from ._arrays import check_int, check_seed, float_dtype, fresh_seed
+from .base import Module, Parameter
+
+__all__ = [
+    "Recurrent",
+    "as_array",
+    "cell_weight_shapes",
+    "check_flag",
+    "check_grad",
+    "check_size",
+    "map_state",
+    "with_batch_axis",
+]
+
+# Sizes are 32-bit in the engine's index arithmetic, and weights larger than any address space in use are a mistake:
+# both are refused by name before NumPy refuses them without one.
+MAX_SIZE = 2**31 - 1
+MAX_BYTES = 2**47
+
+
+class Recurrent(Module):
+    """The weights of a recurrent cell, once or in a stack, and their packed form.
+
+    In training mode the weights are handed to the engine as they are. `eval` makes every ``p.data`` read-only, and the
+    first call after it packs the weights for all later ones. Weights that are found writeable in eval all the same
+    (``p.data`` was replaced, or a tied layer trains them) are packed at every call: slower, never stale.
+    A write through another view of the same memory is the one change that is not seen.
+
+    A subclass sets its sizes after `__init__`, then calls `_make_weights`.
+    """
+
+    # Counts the transitions from read-only to writeable in the process: a tied weight that was unsealed, changed and
+    # sealed again through another module is the same read-only array as before, and only this tells.
+    _generation = 0
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        device: Any,
+        dtype: Any,
+        seed: Any,
+        **parameters: Any,
+    ) -> None:
+        super().__init__()
+        self.cell = cell
+        self.input_size = check_size("input_size", input_size)
+        self.hidden_size = check_size("hidden_size", hidden_size)
+        self.bias = check_flag("bias", bias)
+        self.device = check_device(device)
+        self.dtype = float_dtype(dtype)
+        self.seed = fresh_seed() if seed is None else check_seed(seed)
+        for name, value in parameters.items():  # numbers of the cell itself, such as the leak of a leaky RNN
+            setattr(self, name, value)
+        self._pack: _Pack | None = None
+
+    def _make_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Register one `Parameter` a name, in this order, which is the engine's, and draw the values."""
+        size = sum(math.prod(shape) for shape in shapes.values()) * self.dtype.itemsize
+        try:
+            arrays = [np.empty(shape, self.dtype) for shape in shapes.values() if size <= MAX_BYTES]
+        except MemoryError:
+            arrays = []
+        if not arrays:
+            raise ValueError(
+                f"hidden_size, input_size: expected weights that fit the memory, got {self.hidden_size} and "
+                f"{self.input_size}, which take {size} bytes"
+            )
+        self._weight_names = tuple(shapes)
+        for name, array in zip(shapes, arrays):
+            setattr(self, name, Parameter(array, name))
+        self.reset_parameters(self.seed)
+
+    def reset_parameters(self, seed: int | None = None) -> None:
+        """Draw all weights anew, uniform in ±1/sqrt(H) as PyTorch does; not the same numbers as PyTorch's.
+
+        The draws are made in float64, so that the layers of one seed agree over dtypes up to rounding.
+        """
+        if not self.training:
+            raise RuntimeError("reset_parameters: the weights are read-only in eval mode; call train() first")
+        rng = np.random.default_rng(seed)
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for parameter in self._weight_parameters():
+            parameter.data[...] = rng.uniform(-bound, bound, parameter.shape)
+
+    def _weight_parameters(self) -> list[Parameter]:
+        parameters = self._parameters
+        return [parameters[name] for name in self._weight_names]
+
+    def _cell_options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in functional.CELLS[self.cell].parameters}
+
+    def _pack_options(self) -> dict[str, Any]:
+        """What `functional.pack` is told beside cell and weights."""
+        return self._cell_options()
+
+    def pack(self) -> Any:
+        """The present weights in the engine's layout; opaque, and independent of later changes. Cached in eval mode."""
+        arrays = [p.data for p in self._weight_parameters()]
+        packed = self._cached_pack(arrays)
+        return functional.pack(self.cell, arrays, **self._pack_options()) if packed is None else packed
+
+    def _inference_weights(self) -> Any:
+        """The cached pack; the bare weights while they may change under it."""
+        arrays = [p.data for p in self._weight_parameters()]
+        packed = self._cached_pack(arrays)
+        return arrays if packed is None else packed
+
+    def _cached_pack(self, arrays: list[Any]) -> Any:
+        """The pack of `arrays`, made once for as long as they are read-only; None where they are not."""
+        if self.training or any(not isinstance(a, np.ndarray) or a.flags.writeable for a in arrays):
+            return None
+        options = self._pack_options()
+        pack = self._pack
+        if pack is None or not pack.is_current(arrays, options):
+            generation = Recurrent._generation
+            pack = _Pack(functional.pack(self.cell, arrays, **options), arrays, options, generation)
+            object.__setattr__(self, "_pack", pack)  # one assignment: two threads may do this at once
+        return pack.packed
+
+    def _mode_changed(self) -> None:
+        self._pack = None
+        for parameter in self._weight_parameters():
+            _set_writeable(parameter.data, self.training)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As `Module.load_state_dict`; PyTorch's tensors are taken, too."""
+        if isinstance(state, Mapping):
+            state = {name: as_array(value) for name, value in state.items()}
+        super().load_state_dict(state)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments by name, fit for JSON; the device stays behind."""
+        names = [name for name in inspect.signature(type(self)).parameters if name != "device"]
+        missing = [name for name in names if not hasattr(self, name)]
+        if missing:
+            raise TypeError(f"{type(self).__name__}.config: expected an attribute for each argument, missing {missing}")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value.name if isinstance(value, np.dtype) else value for name, value in values.items()}
+
+    def to_torch(self) -> Any:
+        """The same module in PyTorch, with copies of the weights, in the same mode."""
+        from .interop import to_torch
+
+        return to_torch(self)
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults, as PyTorch shows them."""
+        shown = [str(self.input_size), str(self.hidden_size)]
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            if name in ("input_size", "hidden_size", "device", "dtype", "seed"):
+                continue
+            value = getattr(self, name, parameter.default)  # a subclass need not keep its arguments
+            if value != parameter.default:
+                shown.append(f"{name}={value}")
+        if self.dtype != np.float32:
+            shown.append(f"dtype={self.dtype}")
+        return ", ".join(shown)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_weight_names", ()) and not isinstance(value, Parameter):
+            raise TypeError(
+                f"{name}: expected a Parameter (a new value goes to {name}.data), got {type(value).__name__}"
+            )
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without packed weights, which are made anew."""
+        return {**self.__dict__, "_pack": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if not self.training:
+            self._mode_changed()  # a copied array is writeable again
+
+
+class _Pack(NamedTuple):
+    """Packed weights and what they were made from."""
+
+    packed: Any
+    arrays: list[np.ndarray]
+    options: dict[str, Any]
+    generation: int
+
+    def is_current(self, arrays: list[np.ndarray], options: dict[str, Any]) -> bool:
+        return (
+            self.generation == Recurrent._generation
+            and self.options == options
+            and all(a is b for a, b in zip(self.arrays, arrays))
+        )
+
+
+def cell_weight_shapes(
+    cell: str, inputs: int, hidden: int, proj: int, bias: bool
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the weights of one cell (a layer in one direction), in the engine's order."""
+    rows = functional.CELLS[cell].gates * hidden
+    yield "weight_ih", (rows, inputs)
+    yield "weight_hh", (rows, proj or hidden)
+    if bias:
+        yield "bias_ih", (rows,)
+        yield "bias_hh", (rows,)
+    if proj:
+        yield "weight_hr", (proj, hidden)
+
+
+def check_size(name: str, value: Any, minimum: int = 1, maximum: int = MAX_SIZE) -> int:
+    """A size of a layer: an integer from `minimum` to `maximum`."""
+    if getattr(value, "ndim", 0):  # an array has __index__, too
+        raise TypeError(f"{name}: expected an integer, got an array of shape {value.shape}")
+    size = check_int(name, value, minimum)
+    if size > maximum:
+        raise ValueError(f"{name}: expected at most {maximum}, got {size}")
+    return size
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """A bool. Numbers are refused: they are most often an argument in the wrong position."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    return bool(value)
+
+
+def check_device(device: Any) -> str:
+    """Where the weights are: "cpu", which None means; "cuda" needs the extension rnnfast._cuda."""
+    name = "cpu" if device is None else str(device)
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in name and not index.isdecimal()):
+        raise ValueError(f"device: expected None, 'cpu' or 'cuda', got {device!r}")
+    if kind == "cuda":
+        missing = find_spec("rnnfast._cuda") is None
+        why = "this build has no rnnfast._cuda" if missing else "modules run on the CPU only"
+        raise RuntimeError(f"device: {name!r} is not available: {why}")
+    return "cpu"
+
+
+def check_grad(parameter: Parameter) -> None:
+    """A gradient that something else has put there must be one that can be added into."""
+    grad = parameter.grad
+    if grad is None:
+        return
+    dtype = getattr(grad, "dtype", type(grad).__name__)
+    if dtype != parameter.data.dtype:
+        raise TypeError(f"{parameter.name}.grad: expected dtype {parameter.data.dtype}, got {dtype}")
+    if grad.shape != parameter.data.shape:
+        raise ValueError(f"{parameter.name}.grad: expected shape {parameter.shape}, got {grad.shape}")
+    if not grad.flags.writeable:
+        raise ValueError(f"{parameter.name}.grad: expected an array that can be added into, got a read-only one")
+
+
+def map_state(function: Callable[[Any], Any], state: Any) -> Any:
+    """Apply `function` to a state: to both elements of a pair; None stays None."""
+    if isinstance(state, (tuple, list)):
+        return tuple(None if element is None else function(element) for element in state)
+    return None if state is None else function(state)
+
+
+def with_batch_axis(name: str, rank: int, axis: int = 1) -> Callable[[Any], Any]:
+    """A function that gives an array of `rank` dimensions one more at `axis`, as x got one."""
+
+    def insert(array: Any) -> Any:
+        shape = getattr(array, "shape", None)
+        if shape is None:  # None, or no array: the engine refuses that
+            return array
+        if len(shape) != rank:
+            raise ValueError(f"{name}: expected {rank} dimensions, as x has no more, got shape {tuple(shape)}")
+        return array[(slice(None),) * axis + (None,)]
+
+    return insert
+
+
+def _set_writeable(array: Any, writeable: bool) -> None:
+    if not isinstance(array, np.ndarray) or array.flags.writeable == writeable:
+        return
+    try:
+        array.flags.writeable = writeable
+    except ValueError:  # a view of read-only memory: it was not this library that sealed it
+        return
+    if writeable:
+        Recurrent._generation += 1
+
+
+def as_array(value: Any) -> Any:
+    """NumPy's view of a value that PyTorch may own; anything else comes back for the caller's checks."""
+    if isinstance(value, np.ndarray) or not hasattr(value, "numpy"):
+        return value
+    return value.detach().numpy() if hasattr(value, "detach") else value.numpy()
