@@ -11,7 +11,7 @@ import pytest
 from rnnfast.cells import GRUCell, LSTMCell, RNNCell
 from rnnfast.modules import GRU, LSTM, RNN
 
-T, B, I, H = 5, 3, 4, 6
+T, B, IN, H = 5, 3, 4, 6
 CELLS = {
     "rnn_tanh": (RNNCell, RNN, {}),
     "rnn_relu": (RNNCell, RNN, {"nonlinearity": "relu"}),
@@ -37,8 +37,8 @@ def structure(like, elements):
 def twins(kinds, **options):
     """A cell, and a layer with the same weights."""
     cell_kind, layer_kind, extra = kinds
-    cell = cell_kind(I, H, dtype="float64", seed=0, **extra, **options)
-    layer = layer_kind(I, H, dtype="float64", seed=1, **extra, **options)
+    cell = cell_kind(IN, H, dtype="float64", seed=0, **extra, **options)
+    layer = layer_kind(IN, H, dtype="float64", seed=1, **extra, **options)
     layer.load_state_dict({f"{name}_l0": value for name, value in cell.state_dict().items()})
     return cell, layer
 
@@ -51,7 +51,7 @@ def close(a, b, tolerance=1e-12):
 def test_unrolled_by_hand_it_is_the_layer(kinds, bias):
     cell, layer = twins(kinds, bias=bias)
     rng = np.random.default_rng(0)
-    x, grads = rng.standard_normal((T, B, I)), rng.standard_normal((T, B, H))
+    x, grads = rng.standard_normal((T, B, IN)), rng.standard_normal((T, B, H))
     state, contexts, outputs = None, [], []
     for t in range(T):
         state, context = cell(x[t], state)
@@ -59,7 +59,7 @@ def test_unrolled_by_hand_it_is_the_layer(kinds, bias):
         outputs.append(pairs(state)[0])
     output, last = layer(x)
     close(np.stack(outputs), output)
-    for a, b in zip(pairs(state), pairs(last)):
+    for a, b in zip(pairs(state), pairs(last), strict=True):
         close(a, b[0])
 
     want_x, want_h0 = layer.backward(grads)
@@ -70,7 +70,7 @@ def test_unrolled_by_hand_it_is_the_layer(kinds, bias):
         grad_x[t], back = cell.backward(contexts[t], incoming)
         flow = pairs(back)
     close(grad_x, want_x)
-    for a, b in zip(flow, pairs(want_h0)):
+    for a, b in zip(flow, pairs(want_h0), strict=True):
         close(a, b[0])
     theirs = dict(layer.named_parameters())
     for name, parameter in cell.named_parameters():
@@ -83,7 +83,7 @@ def test_same_numbers_as_torch(kinds):
     twin = cell.to_torch()
     assert [n for n, _ in cell.named_parameters()] == [n for n, _ in twin.named_parameters()]
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((B, I))
+    x = rng.standard_normal((B, IN))
     state, _ = cell(x)
     hx = structure(state, [rng.standard_normal((B, H)) for _ in pairs(state)])
     state, context = cell(x, hx)
@@ -93,19 +93,19 @@ def test_same_numbers_as_torch(kinds):
     grads = [rng.standard_normal((B, H)) for _ in state_t]
     torch.autograd.backward(state_t, [torch.tensor(g) for g in grads])
     grad_x, grad_hx = cell.backward(context, structure(state, grads))
-    for a, b in zip(pairs(state), state_t):
+    for a, b in zip(pairs(state), state_t, strict=True):
         close(a, b.detach().numpy())
     close(grad_x, x_t.grad.numpy())
-    for a, b in zip(pairs(grad_hx), hx_t):
+    for a, b in zip(pairs(grad_hx), hx_t, strict=True):
         close(a, b.grad.numpy())
-    for parameter, theirs in zip(cell.parameters(), twin.parameters()):
+    for parameter, theirs in zip(cell.parameters(), twin.parameters(), strict=True):
         close(parameter.grad, theirs.grad.numpy())
 
 
 def test_unbatched(kinds):
     cell, _ = twins(kinds)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((1, I))
+    x = rng.standard_normal((1, IN))
     state, _ = cell(x)
     state, context = cell(x, state)
     grad_x, grad_hx = cell.backward(context, state)
@@ -113,23 +113,23 @@ def test_unbatched(kinds):
     cell.zero_grad()
     one, _ = cell(x[0])
     one, context = cell(x[0], one)
-    for a, b in zip(pairs(one), pairs(state)):
+    for a, b in zip(pairs(one), pairs(state), strict=True):
         assert a.shape == (H,)
         close(a, b[0])
     got_x, got_hx = cell.backward(context, one)
     close(got_x, grad_x[0])
-    for a, b in zip(pairs(got_hx), pairs(grad_hx)):
+    for a, b in zip(pairs(got_hx), pairs(grad_hx), strict=True):
         close(a, b[0])
-    for parameter, want in zip(cell.parameters(), grads):
+    for parameter, want in zip(cell.parameters(), grads, strict=True):
         close(parameter.grad, want)
     with pytest.raises(ValueError, match="hx"):
         cell(x[0], structure(state, [np.zeros((1, H)) for _ in pairs(state)]))
 
 
 def test_contexts_are_independent():
-    cell = GRUCell(I, H, dtype="float64", seed=0)
+    cell = GRUCell(IN, H, dtype="float64", seed=0)
     rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((2, B, I))
+    x, y = rng.standard_normal((2, B, IN))
     h, first = cell(x)
     _, second = cell(y)
     want, _ = cell.backward(first, h, retain=True)
@@ -142,12 +142,12 @@ def test_contexts_are_independent():
 
 def test_eval_saves_nothing_and_seals(kinds):
     cell, _ = twins(kinds)
-    x = np.random.default_rng(0).standard_normal((B, I))
+    x = np.random.default_rng(0).standard_normal((B, IN))
     want, _ = cell(x)
     cell.eval()
     got, context = cell(x)
     assert context is None
-    for a, b in zip(pairs(got), pairs(want)):
+    for a, b in zip(pairs(got), pairs(want), strict=True):
         close(a, b)
     assert not cell.weight_ih.data.flags.writeable
     with pytest.raises(TypeError, match="context: expected one of a step in training mode, got NoneType"):
@@ -155,9 +155,9 @@ def test_eval_saves_nothing_and_seals(kinds):
 
 
 def test_either_gradient_of_the_pair_may_be_missing():
-    cell = LSTMCell(I, H, dtype="float64", seed=0)
+    cell = LSTMCell(IN, H, dtype="float64", seed=0)
     rng = np.random.default_rng(0)
-    x, grad = rng.standard_normal((B, I)), rng.standard_normal((B, H))
+    x, grad = rng.standard_normal((B, IN)), rng.standard_normal((B, H))
     parts = []
     for pair in ((grad, None), (None, grad), (grad, grad)):
         _, context = cell(x)
@@ -166,16 +166,16 @@ def test_either_gradient_of_the_pair_may_be_missing():
 
 
 def test_refused_calls_change_nothing():
-    cell = LSTMCell(I, H, seed=0)
-    x, h = np.zeros((B, I), np.float32), np.zeros((B, H), np.float32)
+    cell = LSTMCell(IN, H, seed=0)
+    x, h = np.zeros((B, IN), np.float32), np.zeros((B, H), np.float32)
     for bad, error, name in [
         ((x[:, :2],), ValueError, "x"),
         ((x.astype(np.float64),), TypeError, "x"),
         ((x[None],), ValueError, "x"),
         ((x.tolist(),), TypeError, "x"),
         ((x, h), (ValueError, TypeError), "hx"),
-        ((x, (h, h[:1])), ValueError, "hx"),
-        ((x, (h, h.astype(np.float64))), TypeError, "hx"),
+        ((x, (h, h[:1])), ValueError, "c0"),
+        ((x, (h, h.astype(np.float64))), TypeError, "c0"),
         ((x, (h[None], h[None])), ValueError, "hx"),
     ]:
         with pytest.raises(error, match=name):
@@ -190,12 +190,12 @@ def test_refused_calls_change_nothing():
 
 def test_copies_config_repr(kinds):
     cell_kind, _, extra = kinds
-    cell = cell_kind(I, H, bias=False, dtype="float64", seed=3, **extra)
+    cell = cell_kind(IN, H, bias=False, dtype="float64", seed=3, **extra)
     for twin in (copy.deepcopy(cell), pickle.loads(pickle.dumps(cell)), cell_kind(**cell.config())):
-        for p, q in zip(cell.parameters(), twin.parameters()):
+        for p, q in zip(cell.parameters(), twin.parameters(), strict=True):
             np.testing.assert_array_equal(p.data, q.data)
     shown = ", nonlinearity=relu" if extra else ""
-    assert repr(cell) == f"{cell_kind.__name__}({I}, {H}, bias=False{shown}, dtype=float64)"
+    assert repr(cell) == f"{cell_kind.__name__}({IN}, {H}, bias=False{shown}, dtype=float64)"
 
 
 @pytest.mark.parametrize(
@@ -204,4 +204,4 @@ def test_copies_config_repr(kinds):
 )
 def test_bad_arguments_are_named(name, value, error):
     with pytest.raises(error, match=name):
-        GRUCell(**{"input_size": I, "hidden_size": H, name: value})
+        GRUCell(**{"input_size": IN, "hidden_size": H, name: value})

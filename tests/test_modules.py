@@ -20,7 +20,7 @@ LAYERS = {
     "lstm_proj": lambda *a, **k: LSTM(*a, proj_size=3, **k),
     "gru": lambda *a, **k: GRU(*a, **k),
 }
-T, B, I, H = 6, 3, 4, 5
+T, B, IN, H = 6, 3, 4, 5
 
 
 @pytest.fixture(params=LAYERS)
@@ -57,7 +57,7 @@ def weights_of(layer):
 def assert_close(got, expected, tolerance=1e-11):
     got, expected = pairs(got), pairs(expected)
     assert len(got) == len(expected)
-    for a, b in zip(got, expected):
+    for a, b in zip(got, expected, strict=True):
         assert a.shape == b.shape
         assert np.max(np.abs(a - b), initial=0.0) <= tolerance * max(1.0, np.max(np.abs(b), initial=0.0))
 
@@ -73,7 +73,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
 def test_call_and_backward_equal_the_reference(make, options, ragged):
-    layer = make(I, H, dtype="float64", seed=3, **options)
+    layer = make(IN, H, dtype="float64", seed=3, **options)
     rng = np.random.default_rng(0)
     x, hx = random_x(layer, rng), random_state(layer, B, rng)
     extra = {}
@@ -95,7 +95,7 @@ def test_call_and_backward_equal_the_reference(make, options, ragged):
         layer.cell, x, hx, weights_of(layer), return_states=True, seed=layer.seed, call=0, **settings, **extra
     )
     context = expected[-1]
-    for got, want in zip((output, state, states), expected):
+    for got, want in zip((output, state, states), expected[:3], strict=True):
         assert_close(got, want)
 
     grad_output = rng.standard_normal(output.shape)
@@ -106,7 +106,7 @@ def test_call_and_backward_equal_the_reference(make, options, ragged):
     want_x, want_hx, want_weights = reference.backward(context, grad_output, grad_state, grad_states=grad_states)
     assert_close(grad_x, want_x, 1e-10)
     assert_close(grad_hx, want_hx, 1e-10)
-    for parameter, want in zip(layer.parameters(), want_weights):
+    for parameter, want in zip(layer.parameters(), want_weights, strict=True):
         assert_close(parameter.grad, want, 1e-10)
     if ragged:
         assert_close(layer.grad_reset_state, context.grad_reset_state, 1e-10)
@@ -122,7 +122,7 @@ TORCH_OPTIONS = [
 @pytest.mark.parametrize("options", TORCH_OPTIONS, ids=str)
 def test_same_numbers_as_torch(make, options):
     torch = pytest.importorskip("torch")
-    layer = make(I, H, dtype="float64", seed=1, **options)
+    layer = make(IN, H, dtype="float64", seed=1, **options)
     twin = layer.to_torch()
     rng = np.random.default_rng(1)
     x, hx = random_x(layer, rng), random_state(layer, B, rng)
@@ -144,10 +144,10 @@ def test_same_numbers_as_torch(make, options):
 
 def test_parameters_are_torch_s(make):
     torch = pytest.importorskip("torch")
-    layer = make(I, H, num_layers=2, bidirectional=True)
+    layer = make(IN, H, num_layers=2, bidirectional=True)
     kind = getattr(torch.nn, type(layer).__name__)
     options = {"proj_size": layer.proj_size} if layer.proj_size else {}
-    twin = kind(I, H, num_layers=2, bidirectional=True, **options)
+    twin = kind(IN, H, num_layers=2, bidirectional=True, **options)
     ours = [(name, p.shape) for name, p in layer.named_parameters()]
     assert ours == [(name, tuple(p.shape)) for name, p in twin.named_parameters()]
 
@@ -163,7 +163,7 @@ def test_names_and_order_of_parameters():
 
 
 def test_unbatched(make):
-    layer = make(I, H, num_layers=2, bidirectional=True, batch_first=True, dtype="float64", seed=0)
+    layer = make(IN, H, num_layers=2, bidirectional=True, batch_first=True, dtype="float64", seed=0)
     rng = np.random.default_rng(2)
     x, hx = random_x(layer, rng, batch=1), random_state(layer, 1, rng)
     reset = rng.random((1, T)) < 0.4
@@ -175,7 +175,7 @@ def test_unbatched(make):
     weight_grads = [p.grad for p in layer.parameters()]
     layer.zero_grad()
 
-    output, state, states = layer(x[0], squeeze(hx), 5, reset[0], squeeze(replacement), return_states=True)
+    output, state, states = layer(x[0], squeeze(hx), 5, list(reset[0]), squeeze(replacement), return_states=True)
     assert_close(output, batched[0][0])
     assert_close(state, squeeze(batched[1]))
     assert_close(states, tuple(s[:, :, 0] for s in pairs(batched[2])))
@@ -183,13 +183,13 @@ def test_unbatched(make):
     assert_close(grad_x, grads[0][0])
     assert_close(grad_hx, squeeze(grads[1]))
     assert_close(layer.grad_reset_state, squeeze(grad_reset))
-    for parameter, want in zip(layer.parameters(), weight_grads):
+    for parameter, want in zip(layer.parameters(), weight_grads, strict=True):
         assert_close(parameter.grad, want)
 
 
 def test_unbatched_wants_unbatched_states():
-    layer = GRU(I, H, seed=0)
-    x = np.zeros((T, I), np.float32)
+    layer = GRU(IN, H, seed=0)
+    x = np.zeros((T, IN), np.float32)
     with pytest.raises(ValueError, match="hx: expected 2 dimensions"):
         layer(x, np.zeros((1, 1, H), np.float32))
     with pytest.raises(ValueError, match="reset: expected 1 dimensions"):
@@ -202,7 +202,7 @@ def test_unbatched_wants_unbatched_states():
 
 
 def test_gradients_accumulate_and_zero_grad_drops_them(make):
-    layer = make(I, H, dtype="float64", seed=0)
+    layer = make(IN, H, dtype="float64", seed=0)
     x = random_x(layer, np.random.default_rng(0))
     assert all(p.grad is None for p in layer.parameters())
     output, _ = layer(x)
@@ -210,14 +210,14 @@ def test_gradients_accumulate_and_zero_grad_drops_them(make):
     layer.backward(grad, retain=True)
     once = [p.grad.copy() for p in layer.parameters()]
     layer.backward(grad)
-    for parameter, want in zip(layer.parameters(), once):
+    for parameter, want in zip(layer.parameters(), once, strict=True):
         assert_close(parameter.grad, 2 * want)
     layer.zero_grad()
     assert all(p.grad is None for p in layer.parameters())
 
 
 def test_order_of_calls():
-    layer = LSTM(I, H, seed=0)
+    layer = LSTM(IN, H, seed=0)
     x = random_x(layer, np.random.default_rng(0))
     with pytest.raises(RuntimeError, match="backward: expected a forward in training mode"):
         layer.backward()
@@ -232,7 +232,7 @@ def test_order_of_calls():
 
 
 def test_backward_belongs_to_the_last_forward_in_training_mode():
-    layer = GRU(I, H, seed=0, dtype="float64")
+    layer = GRU(IN, H, seed=0, dtype="float64")
     rng = np.random.default_rng(0)
     x, other = random_x(layer, rng), random_x(layer, rng)
     output, _ = layer(x)
@@ -241,25 +241,25 @@ def test_backward_belongs_to_the_last_forward_in_training_mode():
     layer(other)
     layer.train()
     layer.infer(other)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="x"):
         layer(other[:, :, :2])
     got, _ = layer.backward(output)
     assert_close(got, want, 0.0)
 
 
 def test_infer_is_eval_in_any_mode():
-    layer = LSTM(I, H, num_layers=2, dropout=0.5, seed=0)
+    layer = LSTM(IN, H, num_layers=2, dropout=0.5, seed=0)
     x = random_x(layer, np.random.default_rng(0))
     output, (hn, cn) = layer.infer(x)
     assert layer.call_count == 0
     assert not np.array_equal(output, layer(x)[0])
     layer.eval()
-    for got, want in zip((output, hn, cn), (layer(x)[0], *layer(x)[1])):
+    for got, want in zip((output, hn, cn), (layer(x)[0], *layer(x)[1]), strict=True):
         np.testing.assert_array_equal(got, want)
 
 
 def test_need_grad_x():
-    layer = LSTM(I, H, seed=0)
+    layer = LSTM(IN, H, seed=0)
     output, _ = layer(random_x(layer, np.random.default_rng(0)))
     grad_x, (grad_h, grad_c) = layer.backward(output, need_grad_x=False)
     assert grad_x is None
@@ -282,14 +282,14 @@ def failures(layer):
 
 @pytest.mark.parametrize("case", range(6))
 def test_a_refused_backward_changes_nothing(case):
-    layer = LSTM(I, H, seed=0)
+    layer = LSTM(IN, H, seed=0)
     output, _ = layer(random_x(layer, np.random.default_rng(0)))
     layer.backward(output, retain=True)
     before = [p.grad.copy() for p in layer.parameters()]
     name, call = failures(layer)[case]
     with pytest.raises((ValueError, TypeError), match=name):
         call()
-    for parameter, grad in zip(layer.parameters(), before):
+    for parameter, grad in zip(layer.parameters(), before, strict=True):
         np.testing.assert_array_equal(parameter.grad, grad)
     layer.backward(output)  # the context is still there
 
@@ -305,7 +305,7 @@ def test_a_refused_backward_changes_nothing(case):
     ids=["dtype", "shape", "list", "read-only"],
 )
 def test_a_foreign_grad_is_refused_before_anything_is_added(bad, error):
-    layer = LSTM(I, H, seed=0)
+    layer = LSTM(IN, H, seed=0)
     output, _ = layer(random_x(layer, np.random.default_rng(0)))
     layer.weight_hh_l0.grad = bad
     with pytest.raises(error, match=r"weight_hh_l0\.grad"):
@@ -316,7 +316,7 @@ def test_a_foreign_grad_is_refused_before_anything_is_added(bad, error):
 
 
 def test_reset_state_parameters_are_trained():
-    layer = LSTM(I, H, dtype="float64", seed=0)
+    layer = LSTM(IN, H, dtype="float64", seed=0)
     rng = np.random.default_rng(0)
     x, reset = random_x(layer, rng), np.zeros((T, B), bool)
     reset[0] = True  # a learned initial state
@@ -341,8 +341,8 @@ def test_reset_state_parameters_are_trained():
 
 
 def test_dropout_counts_calls_and_repeats():
-    x = np.ones((T, B, I), np.float32)
-    first, second = (GRU(I, H, num_layers=2, dropout=0.5, seed=7) for _ in range(2))
+    x = np.ones((T, B, IN), np.float32)
+    first, second = (GRU(IN, H, num_layers=2, dropout=0.5, seed=7) for _ in range(2))
     a, b = first(x)[0], first(x)[0]
     assert first.call_count == 2
     assert not np.array_equal(a, b)
@@ -351,17 +351,17 @@ def test_dropout_counts_calls_and_repeats():
     first.eval()
     first(x)
     assert first.call_count == 2
-    plain = GRU(I, H, num_layers=2, seed=7)
+    plain = GRU(IN, H, num_layers=2, seed=7)
     plain(x)
     assert plain.call_count == 0
 
 
 def test_a_refused_forward_counts_nothing():
-    layer = GRU(I, H, num_layers=2, dropout=0.5, seed=7)
+    layer = GRU(IN, H, num_layers=2, dropout=0.5, seed=7)
     with pytest.raises(ValueError, match="x"):
-        layer(np.zeros((T, B, I + 1), np.float32))
+        layer(np.zeros((T, B, IN + 1), np.float32))
     with pytest.raises(TypeError, match="x"):
-        layer(np.zeros((T, B, I)))
+        layer(np.zeros((T, B, IN)))
     assert layer.call_count == 0
 
 
@@ -383,7 +383,7 @@ def packs(monkeypatch):
 
 
 def test_eval_packs_once_and_seals(make, packs):
-    layer = make(I, H, num_layers=2, bidirectional=True, seed=0)
+    layer = make(IN, H, num_layers=2, bidirectional=True, seed=0)
     x = random_x(layer, np.random.default_rng(0))
     trained, _ = layer(x)
     assert not packs
@@ -410,13 +410,13 @@ def changed_output(layer, x, change):
     before = layer(x)[0]
     change()
     fresh = type(layer)(**layer.config())
-    for p, q in zip(fresh.parameters(), layer.parameters()):
+    for p, q in zip(fresh.parameters(), layer.parameters(), strict=True):
         p.data[...] = q.data
     return before, layer(x)[0], fresh(x)[0]
 
 
 def test_replaced_data_in_eval_is_seen(packs):
-    layer = LSTM(I, H, seed=0)
+    layer = LSTM(IN, H, seed=0)
     x = random_x(layer, np.random.default_rng(0))
 
     def replace(read_only):
@@ -431,7 +431,7 @@ def test_replaced_data_in_eval_is_seen(packs):
 
 
 def test_unsealed_data_in_eval_is_seen():
-    layer = GRU(I, H, seed=0)
+    layer = GRU(IN, H, seed=0)
     x = random_x(layer, np.random.default_rng(0))
 
     def unseal():
@@ -446,7 +446,7 @@ def test_unsealed_data_in_eval_is_seen():
 
 
 def test_tied_weights_trained_elsewhere_are_never_stale():
-    actor, learner = GRU(I, H, seed=0), GRU(I, H, seed=1)
+    actor, learner = GRU(IN, H, seed=0), GRU(IN, H, seed=1)
     learner.weight_hh_l0 = actor.weight_hh_l0
     x = random_x(actor, np.random.default_rng(0))
     actor.eval()
@@ -466,7 +466,7 @@ def test_tied_weights_trained_elsewhere_are_never_stale():
 
 
 def test_load_state_dict_in_eval(packs):
-    layer, other = LSTM(I, H, seed=0), LSTM(I, H, seed=1)
+    layer, other = LSTM(IN, H, seed=0), LSTM(IN, H, seed=1)
     x = random_x(layer, np.random.default_rng(0))
     layer.eval()
     layer(x)
@@ -478,8 +478,8 @@ def test_load_state_dict_in_eval(packs):
 
 def test_load_state_dict_of_tensors():
     torch = pytest.importorskip("torch")
-    twin = torch.nn.GRU(I, H, num_layers=2, bidirectional=True)
-    layer = GRU(I, H, num_layers=2, bidirectional=True, seed=0)
+    twin = torch.nn.GRU(IN, H, num_layers=2, bidirectional=True)
+    layer = GRU(IN, H, num_layers=2, bidirectional=True, seed=0)
     layer.load_state_dict(twin.state_dict())
     for name, value in twin.state_dict().items():
         np.testing.assert_array_equal(getattr(layer, name).data, value.numpy())
@@ -491,7 +491,7 @@ def test_load_state_dict_of_tensors():
 
 
 def test_threads_share_a_module_in_eval():
-    layer = LSTM(I, H, num_layers=2, seed=0).eval()
+    layer = LSTM(IN, H, num_layers=2, seed=0).eval()
     xs = [random_x(layer, np.random.default_rng(k)) for k in range(4)]
     want = [layer(x)[0] for x in xs]
     layer._mode_changed()  # the threads race for the first pack
@@ -506,14 +506,14 @@ def test_threads_share_a_module_in_eval():
         thread.start()
     for thread in threads:
         thread.join()
-    for a, b in zip(got, want):
+    for a, b in zip(got, want, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
 @pytest.mark.parametrize("training", [True, False])
 def test_copies(make, duplicate, training):
-    layer = make(I, H, num_layers=2, seed=0)
+    layer = make(IN, H, num_layers=2, seed=0)
     x = random_x(layer, np.random.default_rng(0))
     layer(x)
     layer.train(training)
@@ -553,7 +553,7 @@ def test_as_a_child_of_a_module():
     class Pair(Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second = GRU(I, H, seed=0), GRU(H, H, seed=1)
+            self.first, self.second = GRU(IN, H, seed=0), GRU(H, H, seed=1)
 
     model = Pair()
     assert [name for name, _ in model.named_parameters()][:2] == ["first.weight_ih_l0", "first.weight_hh_l0"]
@@ -575,14 +575,14 @@ def test_initial_values(make):
     assert abs(values.mean()) < 0.05 * bound
     assert abs(values.std() - bound / np.sqrt(3)) < 0.02 * bound
     twin, wide, other = (make(20, 30, num_layers=2, **k) for k in ({"seed": 5}, {"seed": 5, "dtype": "float64"}, {}))
-    for p, q, r, s in zip(*(m.parameters() for m in (layer, twin, wide, other))):
+    for p, q, r, s in zip(*(m.parameters() for m in (layer, twin, wide, other)), strict=True):
         np.testing.assert_array_equal(p.data, q.data)
         np.testing.assert_array_equal(p.data, r.data.astype(np.float32))
         assert not np.array_equal(p.data, s.data)
 
 
 def test_reset_parameters():
-    layer = GRU(I, H, seed=0)
+    layer = GRU(IN, H, seed=0)
     before = layer.state_dict()
     layer.reset_parameters(1)
     assert not np.array_equal(layer.weight_ih_l0.data, before["weight_ih_l0"])
@@ -634,29 +634,29 @@ BAD_ARGUMENTS = [
 
 @pytest.mark.parametrize(("name", "value", "error"), BAD_ARGUMENTS, ids=lambda v: str(v)[:20])
 def test_bad_arguments_are_named(name, value, error):
-    arguments = {"input_size": I, "hidden_size": H, name: value}
+    arguments = {"input_size": IN, "hidden_size": H, name: value}
     with pytest.raises(error, match=name):
         LSTM(**arguments)
 
 
 def test_more_bad_arguments():
     with pytest.raises(ValueError, match="nonlinearity"):
-        RNN(I, H, nonlinearity="sigmoid")
+        RNN(IN, H, nonlinearity="sigmoid")
     with pytest.raises(TypeError, match="proj_size"):
-        GRU(I, H, proj_size=2)
+        GRU(IN, H, proj_size=2)
     with pytest.warns(UserWarning, match="dropout"):
-        GRU(I, H, dropout=0.5)
+        GRU(IN, H, dropout=0.5)
 
 
 def test_cuda_says_why_not():
     with pytest.raises(RuntimeError, match=r"device: 'cuda' is not available"):
-        LSTM(I, H, device="cuda")
-    assert LSTM(I, H, device="cpu").device == "cpu"
+        LSTM(IN, H, device="cuda")
+    assert LSTM(IN, H, device="cpu").device == "cpu"
 
 
 def test_numpy_scalars_are_as_good():
-    layer = LSTM(np.int64(I), np.int32(H), bias=np.bool_(True), dropout=np.float32(0.0), dtype=np.dtype("float64"))
-    assert layer.config() == LSTM(I, H, dtype="float64", seed=layer.seed).config()
+    layer = LSTM(np.int64(IN), np.int32(H), bias=np.bool_(True), dropout=np.float32(0.0), dtype=np.dtype("float64"))
+    assert layer.config() == LSTM(IN, H, dtype="float64", seed=layer.seed).config()
 
 
 def test_positional_order_is_torch_s():
@@ -670,7 +670,7 @@ def test_positional_order_is_torch_s():
         order = list(inspect.signature(kind).parameters)
         options = {"num_layers": 2, "bias": False, "batch_first": True, "dropout": 0.5, "bidirectional": True}
         options.update({"proj_size": 2} if kind is LSTM else {"nonlinearity": "relu"} if kind is RNN else {})
-        positional = [I, H, *(options[name] for name in order[2:] if name in options)]
+        positional = [IN, H, *(options[name] for name in order[2:] if name in options)]
         ours, theirs = kind(*positional), getattr(torch.nn, kind.__name__)(*positional)
         for name, value in options.items():
             assert getattr(ours, name) == getattr(theirs, name) == value
@@ -679,11 +679,11 @@ def test_positional_order_is_torch_s():
 def test_config_rebuilds(make):
     import json
 
-    layer = make(I, H, num_layers=2, dropout=0.25, batch_first=True, dtype="float64", seed=11)
+    layer = make(IN, H, num_layers=2, dropout=0.25, batch_first=True, dtype="float64", seed=11)
     config = json.loads(json.dumps(layer.config()))
     twin = type(layer)(**config)
     assert twin.config() == layer.config()
-    for p, q in zip(layer.parameters(), twin.parameters()):
+    for p, q in zip(layer.parameters(), twin.parameters(), strict=True):
         np.testing.assert_array_equal(p.data, q.data)
 
 
@@ -700,8 +700,8 @@ def test_a_new_layer_is_a_constructor():
         def __init__(self, input_size, hidden_size, *, seed=None):
             super().__init__("rnn_relu", input_size, hidden_size, bidirectional=True, seed=seed)
 
-    ours, twin = ReluNet(I, H, seed=0), RNN(I, H, nonlinearity="relu", bidirectional=True, seed=0)
+    ours, twin = ReluNet(IN, H, seed=0), RNN(IN, H, nonlinearity="relu", bidirectional=True, seed=0)
     x = random_x(ours, np.random.default_rng(0))
     np.testing.assert_array_equal(ours(x)[0], twin(x)[0])
     assert repr(ours) == "ReluNet(4, 5)"
-    assert ours.config() == {"input_size": I, "hidden_size": H, "seed": 0}
+    assert ours.config() == {"input_size": IN, "hidden_size": H, "seed": 0}

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from rnnfast.modules import GRU, LSTM, RNN
+from rnnfast.stream import Stream
 
-T, B, I, H = 7, 3, 4, 5
+T, B, IN, H = 7, 3, 4, 5
 LAYERS = {
-    "rnn": lambda **k: RNN(I, H, **k),
-    "relu": lambda **k: RNN(I, H, nonlinearity="relu", num_layers=2, **k),
-    "lstm": lambda **k: LSTM(I, H, num_layers=2, **k),
-    "lstm_proj": lambda **k: LSTM(I, H, proj_size=3, **k),
-    "gru": lambda **k: GRU(I, H, num_layers=3, bias=False, **k),
+    "rnn": lambda **k: RNN(IN, H, **k),
+    "relu": lambda **k: RNN(IN, H, nonlinearity="relu", num_layers=2, **k),
+    "lstm": lambda **k: LSTM(IN, H, num_layers=2, **k),
+    "lstm_proj": lambda **k: LSTM(IN, H, proj_size=3, **k),
+    "gru": lambda **k: GRU(IN, H, num_layers=3, bias=False, **k),
 }
 
 
@@ -27,7 +28,7 @@ def layer(request):
 
 @pytest.fixture
 def x():
-    return np.random.default_rng(0).standard_normal((T, B, I)).astype(np.float32)
+    return np.random.default_rng(0).standard_normal((T, B, IN)).astype(np.float32)
 
 
 def pairs(state):
@@ -36,12 +37,12 @@ def pairs(state):
 
 def assert_same(a, b):
     assert type(a) is type(b)
-    for p, q in zip(pairs(a), pairs(b)):
+    for p, q in zip(pairs(a), pairs(b), strict=True):
         np.testing.assert_array_equal(p, q)
 
 
 def close(a, b, tolerance=2e-6):
-    for p, q in zip(pairs(a), pairs(b)):
+    for p, q in zip(pairs(a), pairs(b), strict=True):
         assert p.shape == q.shape
         np.testing.assert_allclose(p, q, rtol=0, atol=tolerance)
 
@@ -61,7 +62,7 @@ def test_steps_are_the_layer(layer, x, mode, dtype):
 
 
 def test_dropout_is_off(x):
-    layer = GRU(I, H, num_layers=2, dropout=0.9, seed=0)
+    layer = GRU(IN, H, num_layers=2, dropout=0.9, seed=0)
     stream = layer.stream(B)
     close(np.stack([stream.step(x[t]) for t in range(T)]), layer.infer(x)[0])
     assert layer.call_count == 0
@@ -161,7 +162,7 @@ def test_reorder(layer, x):
     stream.step(x[0])
     before = stream.state
     stream.reorder([2, 0, 2])
-    for got, want in zip(pairs(stream.state), pairs(before)):
+    for got, want in zip(pairs(stream.state), pairs(before), strict=True):
         np.testing.assert_array_equal(got, want[:, [2, 0, 2]])
     stream.reorder(np.arange(B, dtype=np.uint8))
     after = stream.state
@@ -214,12 +215,14 @@ def test_an_eval_layer_and_its_streams_share_one_pack(layer, x, monkeypatch):
 
 def test_closed(layer, x):
     with layer.stream(B) as stream:
-        stream.step(x[0])
+        held = stream.step
+        held(x[0])
         assert not stream.closed
     assert stream.closed
     stream.close()
     for use in (
         lambda: stream.step(x[0]),
+        lambda: held(x[0]),
         lambda: stream.state,
         lambda: setattr(stream, "state", None),
         lambda: stream.fork(),
@@ -232,9 +235,20 @@ def test_closed(layer, x):
     assert "closed" in repr(stream)
 
 
+def test_a_subclass_may_wrap_step(layer, x):
+    class Doubled(Stream):
+        def step(self, x_t, reset=None, out=None):
+            return 2 * super().step(x_t, reset, out)
+
+    with Doubled(layer, B) as stream:
+        np.testing.assert_array_equal(stream.step(x[0]), 2 * layer.stream(B).step(x[0]))
+    with pytest.raises(RuntimeError, match="closed"):
+        stream.step(x[0])
+
+
 def test_what_makes_no_stream(layer):
     with pytest.raises(ValueError, match="bidirectional"):
-        GRU(I, H, bidirectional=True).stream(B)
+        GRU(IN, H, bidirectional=True).stream(B)
     for size, error in [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError), (None, TypeError)]:
         with pytest.raises(error, match="batch_size"):
             layer.stream(size)

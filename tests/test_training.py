@@ -1,4 +1,4 @@
-"""tbptt and gradient_flow: windows against whole sequences, burn-in against its definition, norms against differences."""
+"""tbptt and gradient_flow: windows against whole sequences, burn-in against its definition, norms against backward."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rnnfast.base import Module
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.training import Window, gradient_flow, tbptt
 
-T, B, I, H = 11, 3, 4, 5
+T, B, IN, H = 11, 3, 4, 5
 
 
 def pairs(state):
@@ -19,19 +19,19 @@ def pairs(state):
 
 def close(a, b, tolerance=1e-12):
     assert len(pairs(a)) == len(pairs(b))
-    for p, q in zip(pairs(a), pairs(b)):
+    for p, q in zip(pairs(a), pairs(b), strict=True):
         assert p.shape == q.shape
         np.testing.assert_allclose(p, q, rtol=0, atol=tolerance)
 
 
 @pytest.fixture(params=[LSTM, GRU, RNN], ids=lambda kind: kind.__name__)
 def layer(request):
-    return request.param(I, H, num_layers=2, dtype="float64", seed=0)
+    return request.param(IN, H, num_layers=2, dtype="float64", seed=0)
 
 
 @pytest.fixture
 def x():
-    return np.random.default_rng(0).standard_normal((T, B, I))
+    return np.random.default_rng(0).standard_normal((T, B, IN))
 
 
 def test_windows_cover_the_sequence(layer, x):
@@ -55,7 +55,7 @@ def test_backward_stays_in_the_window(layer, x):
     for start in range(0, T, 4):
         _, state = layer(x[start : start + 4], state)
         layer.backward(grad[start : start + 4])
-    for a, p in zip(got, layer.parameters()):
+    for a, p in zip(got, layer.parameters(), strict=True):
         np.testing.assert_array_equal(a, p.grad)
 
 
@@ -72,7 +72,7 @@ def test_the_loop_body_may_train(layer, x):
 
 
 def test_initial_state_and_batch_first(x):
-    layer = LSTM(I, H, batch_first=True, dtype="float64", seed=0)
+    layer = LSTM(IN, H, batch_first=True, dtype="float64", seed=0)
     rng = np.random.default_rng(1)
     state = (rng.standard_normal((1, B, H)), rng.standard_normal((1, B, H)))
     x = np.ascontiguousarray(x.swapaxes(0, 1))
@@ -84,7 +84,7 @@ def test_initial_state_and_batch_first(x):
 
 def test_unbatched(x):
     for batch_first in (False, True):
-        layer = GRU(I, H, batch_first=batch_first, dtype="float64", seed=0)
+        layer = GRU(IN, H, batch_first=batch_first, dtype="float64", seed=0)
         windows = list(tbptt(layer, x[:, 0], 3, burn_in=2, lengths=9))
         want, _ = layer.infer(x[:, 0], lengths=9)
         close(np.concatenate([w.output for w in windows]), want[2:])
@@ -124,20 +124,20 @@ def test_burn_in_starts_from_the_stored_state_with_the_present_weights(layer, x,
 def test_burn_in_has_no_gradient(layer, x):
     (w,) = tbptt(layer, x, window=T - 4, burn_in=4)  # as R2D2 replays one sequence
     grad_x, _ = layer.backward(np.ones_like(w.output))
-    assert grad_x.shape == w.x.shape == (T - 4, B, I)
+    assert grad_x.shape == w.x.shape == (T - 4, B, IN)
     got = [p.grad for p in layer.parameters()]
     layer.zero_grad()
     _, state = layer.infer(x[:4])
     layer(x[4:], state)
     layer.backward(np.ones_like(w.output))
-    for a, p in zip(got, layer.parameters()):
+    for a, p in zip(got, layer.parameters(), strict=True):
         close(a, p.grad)
 
 
 @pytest.mark.parametrize(("window", "burn_in"), [(4, 0), (4, 2), (4, 1), (3, 3), (2, 5)])
 @pytest.mark.parametrize("kind", [LSTM, GRU])
 def test_lengths_and_resets(kind, x, window, burn_in):
-    layer = kind(I, H, num_layers=2, dtype="float64", seed=0)
+    layer = kind(IN, H, num_layers=2, dtype="float64", seed=0)
     lengths = np.array([T, 0, 5], np.uint8)
     reset = np.random.default_rng(2).random((T, B)) < 0.2
     replacement = layer.infer(x[:, :1])[1]
@@ -149,8 +149,8 @@ def test_lengths_and_resets(kind, x, window, burn_in):
 
 
 def test_reset_with_batch_first(x):
-    layer = GRU(I, H, dtype="float64", seed=0)
-    other = GRU(I, H, dtype="float64", seed=0, batch_first=True)
+    layer = GRU(IN, H, dtype="float64", seed=0)
+    other = GRU(IN, H, dtype="float64", seed=0, batch_first=True)
     reset = np.random.default_rng(2).random((T, B)) < 0.3
     first = [w.output for w in tbptt(layer, x, 4, 1, reset=reset)]
     second = [w.output for w in tbptt(other, x.swapaxes(0, 1), 4, 1, reset=reset.T)]
@@ -160,10 +160,10 @@ def test_reset_with_batch_first(x):
 class Net(Module):
     """A module of the user's: an embedding by hand in front of a layer."""
 
-    def __init__(self):
+    def __init__(self, batch_first=False):
         super().__init__()
-        self.table = np.random.default_rng(0).standard_normal((9, I))
-        self.layer = GRU(I, H, dtype="float64", seed=0)
+        self.table = np.random.default_rng(0).standard_normal((9, IN))
+        self.layer = GRU(IN, H, batch_first=batch_first, dtype="float64", seed=0)
 
     def forward(self, tokens, state=None):
         return self.layer(self.table[tokens], state)
@@ -176,14 +176,22 @@ def test_modules_of_the_user_s(burn_in):
     want, state = net.layer.infer(net.table[tokens])
     windows = []
     for w in tbptt(net, tokens, 4, burn_in):
-        assert net.layer.backward(np.ones_like(w.output))[0].shape == (*w.x.shape, I)
+        assert net.layer.backward(np.ones_like(w.output))[0].shape == (*w.x.shape, IN)
         windows.append(w)
     close(np.concatenate([w.output for w in windows]), want[burn_in:])
     close(windows[-1].state, state)
 
 
+def test_batch_first_is_found_in_the_layers_of_a_module():
+    net = Net(batch_first=True)
+    tokens = np.random.default_rng(0).integers(0, 9, (B, T))
+    windows = list(tbptt(net, tokens, 4))
+    assert [w.stop for w in windows] == [4, 8, T]
+    close(np.concatenate([w.output for w in windows], axis=1), net(tokens)[0])
+
+
 def test_dropout_stays_on_in_burn_in(x):
-    layer = GRU(I, H, num_layers=2, dropout=0.5, dtype="float64", seed=0)
+    layer = GRU(IN, H, num_layers=2, dropout=0.5, dtype="float64", seed=0)
     (w,) = tbptt(layer, x, window=20, burn_in=4)
     assert layer.call_count == 2
     layer.call_count = 0
@@ -205,7 +213,7 @@ def test_arguments_are_refused_at_once(layer, x):
         ((layer, x[:, 0, 0], 2), ValueError, "x"),
         ((layer, "text", 2), ValueError, "x"),
         ((lambda x: x, x, 2), TypeError, "module"),
-        ((GRU(I, H, bidirectional=True), x, 2), ValueError, "bidirectional"),
+        ((GRU(IN, H, bidirectional=True), x, 2), ValueError, "bidirectional"),
     ]:
         with pytest.raises(error, match=name):
             tbptt(*arguments)
@@ -217,8 +225,8 @@ def test_arguments_are_refused_at_once(layer, x):
     ]:
         with pytest.raises(error, match=name):
             tbptt(layer, x, 4, **options)
-    with pytest.raises(ValueError, match="hx"):
-        next(tbptt(layer, x, 4, state=tuple(s[:, :1] for s in pairs(layer.infer(x)[1]))))
+    with pytest.raises(ValueError, match="h0"):
+        next(tbptt(layer, x, 4, state=layer.infer(x[:, :1])[1]))
 
 
 # gradient_flow -------------------------------------------------------------------------------------------------------
@@ -226,7 +234,7 @@ def test_arguments_are_refused_at_once(layer, x):
 
 def test_flow_is_the_norm_of_the_total_gradient(layer, x):
     """Of layer 1's h_t by running on from t: the gradient of the initial state of the rest of the sequence."""
-    top = RNN(I, H, dtype="float64", seed=0)
+    top = RNN(IN, H, dtype="float64", seed=0)
     rng = np.random.default_rng(3)
     grad = rng.standard_normal((T, B, H))
     output, state = top(x)
@@ -248,7 +256,7 @@ def test_flow_is_the_norm_of_the_total_gradient(layer, x):
 
 
 def test_flow_of_every_layer_equals_the_recorded_gradients(x):
-    layer = LSTM(I, H, num_layers=2, bidirectional=True, dtype="float64", seed=0)
+    layer = LSTM(IN, H, num_layers=2, bidirectional=True, dtype="float64", seed=0)
     output, state = layer(x, lengths=[T, 4, 0])
     grad_h = state[0]
     norms = gradient_flow(layer, output, (grad_h, None), per_row=True)
@@ -268,12 +276,12 @@ def test_flow_leaves_everything_for_backward(layer, x):
     want_x, _ = layer.backward(output, retain=True)
     want = [p.grad.copy() for p in layer.parameters()]
     gradient_flow(layer, output)
-    for p, g in zip(layer.parameters(), want):
+    for p, g in zip(layer.parameters(), want, strict=True):
         np.testing.assert_array_equal(p.grad, g)
     layer.zero_grad()
     got_x, _ = layer.backward(output)
     np.testing.assert_array_equal(got_x, want_x)
-    for p, g in zip(layer.parameters(), want):
+    for p, g in zip(layer.parameters(), want, strict=True):
         np.testing.assert_array_equal(p.grad, g)
     with pytest.raises(RuntimeError, match="gradient_flow"):
         gradient_flow(layer, output)
@@ -281,16 +289,16 @@ def test_flow_leaves_everything_for_backward(layer, x):
 
 def test_vanishing_and_exploding_can_be_seen(x):
     for scale, compare in ((0.1, np.less), (3.0, np.greater)):
-        layer = RNN(I, H, nonlinearity="relu", dtype="float64", seed=0)
+        layer = RNN(IN, H, nonlinearity="relu", dtype="float64", seed=0)
         layer.weight_hh_l0.data[...] = scale * np.eye(H)
         layer.bias_ih_l0.data[...] = 50.0  # keeps every unit alive
-        output, state = layer(x)
+        _, state = layer(x)
         norms = gradient_flow(layer, None, np.ones_like(state))[:, 0]
         assert compare(norms[:-1], norms[1:]).all()
 
 
 def test_flow_does_not_overflow_and_shows_nan(x):
-    layer = RNN(I, H, seed=0)
+    layer = RNN(IN, H, seed=0)
     output, _ = layer(x.astype(np.float32))
     grad = np.zeros_like(output)
     grad[-1] = 3e38
@@ -300,7 +308,7 @@ def test_flow_does_not_overflow_and_shows_nan(x):
 
 
 def test_flow_unbatched(x):
-    layer = GRU(I, H, num_layers=2, dtype="float64", seed=0)
+    layer = GRU(IN, H, num_layers=2, dtype="float64", seed=0)
     output, _ = layer(x[:, :1])
     want = gradient_flow(layer, output)
     output, _ = layer(x[:, 0])

@@ -1,5 +1,5 @@
-// NumPy arrays at the edge: every argument is checked here, once, and an error names the argument, what was expected and
-// what came. What passes is a pointer with strides; nothing is converted silently.
+// NumPy arrays at the edge: every argument is checked here, once, and an error names the argument, what was expected
+// and what came. What passes is a pointer with strides; nothing is converted silently.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -20,9 +20,7 @@ inline py::dtype numpy_dtype(Dtype dtype) {
 }
 inline int64_t item_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 8; }
 
-inline std::string type_name(const py::handle& object) {
-  return py::str(py::type::handle_of(object).attr("__name__"));
-}
+inline std::string type_name(const py::handle& object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
 // "[T, B, 3]" for {-1, -1, 3} with the names T, B, I of the open axes.
 struct Axis {
@@ -95,11 +93,14 @@ inline py::array writeable(const char* name, const py::handle& object, Dtype dty
   py::array a = require_array(name, object, dtype);
   require_shape(name, a, axes);
   require_writeable(name, a);
-  if (!rows_contiguous(a)) throw py::value_error(std::string(name) + ": expected a contiguous last axis, got other strides");
+  if (!rows_contiguous(a))
+    throw py::value_error(std::string(name) + ": expected a contiguous last axis, got other strides");
   return a;
 }
 
-inline py::array empty(Dtype dtype, const std::vector<py::ssize_t>& shape) { return py::array(numpy_dtype(dtype), shape); }
+inline py::array empty(Dtype dtype, const std::vector<py::ssize_t>& shape) {
+  return py::array(numpy_dtype(dtype), shape);
+}
 
 inline Array3 view3(const py::array& a, bool swap = false) {
   const int64_t s0 = a.strides(0) / a.itemsize(), s1 = a.strides(1) / a.itemsize();

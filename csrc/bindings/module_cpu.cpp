@@ -13,7 +13,8 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The CPU engine: the whole time loop of recurrent layers, forward and backward.";
   choose_isa();
 
-  py::class_<PackedObject, std::shared_ptr<PackedObject>>(m, "Packed", "Weights in the kernels' order, pinned when made.")
+  py::class_<PackedObject, std::shared_ptr<PackedObject>>(m, "Packed",
+                                                          "Weights in the kernels' order, pinned when made.")
       .def(py::init<const StackObject&, const py::sequence&>(), py::arg("stack"), py::arg("weights"))
       .def_property_readonly("nbytes", [](const PackedObject& p) { return p.packed->buffer.size(); });
 
@@ -49,27 +50,37 @@ PYBIND11_MODULE(_core, m) {
       .def("close", &StreamObject::close)
       .def_property_readonly("closed", &StreamObject::closed);
 
-  m.def("cells", [] {
-    py::list all;
-    for (int i = 0; i < kCellCount; ++i)
-      all.append(py::make_tuple(kCells[i].name, kCells[i].gates, kCells[i].cell_state, kCells[i].parameters));
-    return all;
-  }, "(name, gates, has a cell state, parameters) of every cell.");
+  m.def(
+      "cells",
+      [] {
+        py::list all;
+        for (int i = 0; i < kCellCount; ++i)
+          all.append(py::make_tuple(kCells[i].name, kCells[i].gates, kCells[i].cell_state, kCells[i].parameters));
+        return all;
+      },
+      "(name, gates, has a cell state, parameters) of every cell.");
 
   m.def("isa", &isa, "The instruction set in use.");
   m.def("isas", &possible_isas, "Those that this machine can run, best first.");
   m.def("compiled_isas", &compiled_isas);
   m.def("get_num_threads", &get_num_threads);
-  m.def("set_num_threads", [](int n) {
-    if (n < 1) throw py::value_error("n: expected an integer >= 1, got " + std::to_string(n));
-    set_num_threads(n);
-  }, py::arg("n"));
-  m.def("fma_peak", [](int threads, double seconds, const std::string& dtype) {
-    if (threads < 1) throw py::value_error("threads: expected >= 1, got " + std::to_string(threads));
-    const Dtype type = dtype == "float64" ? Dtype::kFloat64 : Dtype::kFloat32;
-    const py::gil_scoped_release release;
-    return fma_peak(threads, seconds, type);
-  }, py::arg("threads"), py::arg("seconds") = 0.2, py::arg("dtype") = "float32", "GFLOP/s of fused multiply-adds.");
+  m.def(
+      "set_num_threads",
+      [](int n) {
+        if (n < 1) throw py::value_error("n: expected an integer >= 1, got " + std::to_string(n));
+        set_num_threads(n);
+      },
+      py::arg("n"));
+  m.def("set_split", &set_split, py::arg("split"), "Force how calls are shared between threads; '' is the cost model.");
+  m.def(
+      "fma_peak",
+      [](int threads, double seconds, const std::string& dtype) {
+        if (threads < 1) throw py::value_error("threads: expected >= 1, got " + std::to_string(threads));
+        const Dtype type = dtype == "float64" ? Dtype::kFloat64 : Dtype::kFloat32;
+        const py::gil_scoped_release release;
+        return fma_peak(threads, seconds, type);
+      },
+      py::arg("threads"), py::arg("seconds") = 0.2, py::arg("dtype") = "float32", "GFLOP/s of fused multiply-adds.");
   m.def("pooled_bytes", &pooled_bytes, "Memory held for reuse.");
   m.def("release_pool", &release_pool);
   m.attr("version") = RNNFAST_VERSION;

@@ -55,8 +55,8 @@ class Busy {
 // ---- stack ----
 
 StackObject::StackObject(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size,
-                 int64_t proj_size, int64_t num_layers, int64_t num_directions, bool bias,
-                 const std::vector<double>& parameters)
+                         int64_t proj_size, int64_t num_layers, int64_t num_directions, bool bias,
+                         const std::vector<double>& parameters)
     : config{cell_index(cell),
              parse_dtype(dtype),
              positive("input_size", input_size),
@@ -67,21 +67,28 @@ StackObject::StackObject(const std::string& cell, const std::string& dtype, int6
              bias,
              {}} {
   has_cell_state = kCells[config.cell].cell_state;
-  if (num_directions > 2) throw py::value_error("num_directions: expected 1 or 2, got " + std::to_string(num_directions));
-  if (proj_size && !has_cell_state) throw py::value_error("proj_size: expected 0 for cell " + cell + ", got " + std::to_string(proj_size));
+  if (num_directions > 2)
+    throw py::value_error("num_directions: expected 1 or 2, got " + std::to_string(num_directions));
+  if (proj_size && !has_cell_state)
+    throw py::value_error("proj_size: expected 0 for cell " + cell + ", got " + std::to_string(proj_size));
   if (proj_size >= hidden_size && proj_size)
     throw py::value_error("proj_size: expected less than hidden_size " + std::to_string(hidden_size) + ", got " +
                           std::to_string(proj_size));
-  if (hidden_size > kLargest / 8 / hidden_size) throw py::value_error("hidden_size: too large: " + std::to_string(hidden_size));
-  if (input_size > kLargest / 8 / hidden_size) throw py::value_error("input_size: too large: " + std::to_string(input_size));
-  if (num_layers > 65536) throw py::value_error("num_layers: expected at most 65536, got " + std::to_string(num_layers));
-  if (parameters.size() > 4) throw py::value_error("parameters: expected at most 4, got " + std::to_string(parameters.size()));
+  if (hidden_size > kLargest / 8 / hidden_size)
+    throw py::value_error("hidden_size: too large: " + std::to_string(hidden_size));
+  if (input_size > kLargest / 8 / hidden_size)
+    throw py::value_error("input_size: too large: " + std::to_string(input_size));
+  if (num_layers > 65536)
+    throw py::value_error("num_layers: expected at most 65536, got " + std::to_string(num_layers));
+  if (parameters.size() > 4)
+    throw py::value_error("parameters: expected at most 4, got " + std::to_string(parameters.size()));
   std::copy(parameters.begin(), parameters.end(), config.parameters);
 }
 
 // PyTorch's flat order: for each layer and direction w_ih, w_hh, then b_ih, b_hh, then w_hr.
 std::vector<LayerWeights> StackObject::layer_weights(const py::sequence& weights, std::vector<py::object>* kept) const {
-  const int64_t each = 2 + (config.bias ? 2 : 0) + (config.proj_size ? 1 : 0), rows = kCells[config.cell].gates * config.hidden_size;
+  const int64_t each = 2 + (config.bias ? 2 : 0) + (config.proj_size ? 1 : 0),
+                rows = kCells[config.cell].gates * config.hidden_size;
   if (static_cast<int64_t>(py::len(weights)) != each * config.states())
     throw py::value_error("weights: expected " + std::to_string(each * config.states()) + " arrays, got " +
                           std::to_string(py::len(weights)));
@@ -108,7 +115,8 @@ std::vector<LayerWeights> StackObject::layer_weights(const py::sequence& weights
   return all;
 }
 
-py::array StackObject::state(const char* name, const py::handle& object, bool cell, int64_t batch, bool broadcast) const {
+py::array StackObject::state(const char* name, const py::handle& object, bool cell, int64_t batch,
+                             bool broadcast) const {
   py::array a = require_array(name, object, config.dtype);
   const int64_t width = cell ? config.hidden_size : config.output_size();
   const bool one = broadcast && a.ndim() == 3 && a.shape(1) == 1;
@@ -116,11 +124,11 @@ py::array StackObject::state(const char* name, const py::handle& object, bool ce
   return rows_contiguous(a) ? a : contiguous(a);
 }
 
-py::tuple StackObject::forward(const py::object& x, const py::object& h0, const py::object& c0, const py::object& weights,
-                           bool batch_first, bool training, const py::object& lengths, const py::object& reset,
-                           const py::object& reset_h, const py::object& reset_c, bool return_states, double dropout,
-                           uint64_t seed, uint64_t call, const py::object& output, const py::object& hn,
-                           const py::object& cn) const {
+py::tuple StackObject::forward(const py::object& x, const py::object& h0, const py::object& c0,
+                               const py::object& weights, bool batch_first, bool training, const py::object& lengths,
+                               const py::object& reset, const py::object& reset_h, const py::object& reset_c,
+                               bool return_states, double dropout, uint64_t seed, uint64_t call,
+                               const py::object& output, const py::object& hn, const py::object& cn) const {
   const Axes x_axes = batch_first ? Axes{{"B", -1}, {"T", -1}, {"I", config.input_size}}
                                   : Axes{{"T", -1}, {"B", -1}, {"I", config.input_size}};
   const py::array xa = readable("x", x, config.dtype, x_axes);
@@ -147,7 +155,9 @@ py::tuple StackObject::forward(const py::object& x, const py::object& h0, const 
   if (!reset.is_none()) {
     const auto a = py::array_t<bool>::ensure(reset);  // functional.py has checked it: bool, or 0 and 1
     if (!a) throw py::type_error("reset: expected bool, got " + type_name(reset));
-    require_shape("reset", a, batch_first ? Axes{{"B", args.batch}, {"T", args.steps}} : Axes{{"T", args.steps}, {"B", args.batch}});
+    require_shape(
+        "reset", a,
+        batch_first ? Axes{{"B", args.batch}, {"T", args.steps}} : Axes{{"T", args.steps}, {"B", args.batch}});
     args.reset = view3(a, batch_first);
     kept.append(a);
   }
@@ -162,7 +172,8 @@ py::tuple StackObject::forward(const py::object& x, const py::object& h0, const 
                               std::to_string(lengths_array.data()[b]) + " at " + std::to_string(b));
     args.lengths = lengths_array.data();
   }
-  if (!(dropout >= 0 && dropout <= 1)) throw py::value_error("dropout: expected within [0, 1], got " + std::to_string(dropout));
+  if (!(dropout >= 0 && dropout <= 1))
+    throw py::value_error("dropout: expected within [0, 1], got " + std::to_string(dropout));
   args.dropout = training && config.num_layers > 1 ? dropout : 0, args.seed = seed, args.call = call;
 
   const int64_t width = config.num_directions * config.output_size();
@@ -215,7 +226,8 @@ py::tuple StackObject::forward(const py::object& x, const py::object& h0, const 
   std::unique_ptr<Context> context;
   {
     const py::gil_scoped_release release;
-    context = rnnfast::forward(config, args, packed ? nullptr : &matrices, packed ? packed->packed.get() : nullptr, training);
+    context =
+        rnnfast::forward(config, args, packed ? nullptr : &matrices, packed ? packed->packed.get() : nullptr, training);
   }
   py::object ctx = py::none();
   if (training) {
@@ -233,14 +245,15 @@ PackedObject::PackedObject(const StackObject& stack, const py::sequence& weights
 
 // ---- context ----
 
-ContextObject::ContextObject(std::unique_ptr<Context> context, py::list kept, std::vector<py::object> weights, bool batch_first)
+ContextObject::ContextObject(std::unique_ptr<Context> context, py::list kept, std::vector<py::object> weights,
+                             bool batch_first)
     : context_(std::move(context)), kept_(std::move(kept)), weights_(std::move(weights)), batch_first_(batch_first) {}
 
 std::string ContextObject::plan() const { return context_->plan->reason; }
 
 py::tuple ContextObject::backward(const py::object& grad_output, const py::object& grad_hn, const py::object& grad_cn,
-                              const py::object& grad_h_all, const py::object& grad_c_all, bool need_grad_x,
-                              bool need_grad_weights, bool retain, bool record, const py::object& grad_x) {
+                                  const py::object& grad_h_all, const py::object& grad_c_all, bool need_grad_x,
+                                  bool need_grad_weights, bool retain, bool record, const py::object& grad_x) {
   const Busy busy(busy_, "backward");
   const Config& config = context_->config;
   const ForwardArgs& forward = context_->args;
@@ -257,9 +270,10 @@ py::tuple ContextObject::backward(const py::object& grad_output, const py::objec
     return view3(a, swap);
   };
   const char* const c_axis = "H";
-  args.grad_output = given("grad_output", grad_output,
-                           {{batch_first_ ? "B" : "T", a0}, {batch_first_ ? "T" : "B", a1}, {"D*P", P * config.num_directions}},
-                           batch_first_);
+  args.grad_output =
+      given("grad_output", grad_output,
+            {{batch_first_ ? "B" : "T", a0}, {batch_first_ ? "T" : "B", a1}, {"D*P", P * config.num_directions}},
+            batch_first_);
   args.grad_hn = given("grad_state", grad_hn, {{"L*D", count}, {"B", B}, {"P", P}}, false);
   args.grad_cn = given("grad_state", grad_cn, {{"L*D", count}, {"B", B}, {c_axis, H}}, false);
   const auto given_all = [&](const py::object& object, int64_t n) -> const void* {
@@ -327,7 +341,8 @@ py::tuple ContextObject::backward(const py::object& grad_output, const py::objec
 
 StreamObject::StreamObject(const StackObject& stack, std::shared_ptr<PackedObject> packed, int64_t batch_size)
     : stack_(stack), packed_(std::move(packed)), batch_(positive("batch_size", batch_size)) {
-  if (stack.config.num_directions != 1) throw py::value_error("stream: expected one direction, got a bidirectional layer");
+  if (stack.config.num_directions != 1)
+    throw py::value_error("stream: expected one direction, got a bidirectional layer");
   for (int i = 0; i < 2; ++i) {
     h_[i] = empty(stack.config.dtype, {stack.config.states(), batch_, stack.config.output_size()});
     std::memset(h_[i].mutable_data(), 0, h_[i].nbytes());
@@ -347,7 +362,8 @@ py::array StreamObject::step(const py::object& x, const py::object& reset, const
   const Config& config = stack_.config;
   const py::array xa = readable("x_t", x, config.dtype, {{"B", batch_}, {"I", config.input_size}});
   const Axes axes{{"B", batch_}, {"P", config.output_size()}};
-  const py::array y = out.is_none() ? empty(config.dtype, {batch_, config.output_size()}) : writeable("out", out, config.dtype, axes);
+  const py::array y =
+      out.is_none() ? empty(config.dtype, {batch_, config.output_size()}) : writeable("out", out, config.dtype, axes);
   if (!out.is_none() && overlap(y, xa)) throw py::value_error("out: expected memory apart from x_t");
   ForwardArgs args;
   args.steps = 1, args.batch = batch_;
@@ -385,7 +401,8 @@ void StreamObject::set_state(const py::object& h, const py::object& c) {
   const auto check = [&](const char* name, const py::object& object, bool cell) -> py::object {
     return object.is_none() ? object : py::object(contiguous(stack_.state(name, object, cell, batch_, false)));
   };
-  if (!stack_.has_cell_state && !c.is_none()) throw py::value_error("state: this cell has no cell state, expected one array");
+  if (!stack_.has_cell_state && !c.is_none())
+    throw py::value_error("state: this cell has no cell state, expected one array");
   const py::object ha = check("state", h, false), ca = check("state", c, true);
   const auto put = [](const py::object& source, py::array& target) {
     if (source.is_none())
@@ -405,8 +422,9 @@ void StreamObject::reorder(const py::object& rows) {
   require_shape("rows", index, {{"B", batch_}});
   for (int64_t b = 0; b < batch_; ++b)
     if (index.data()[b] < 0 || index.data()[b] >= batch_)
-      throw py::value_error("rows: expected values within [0, " + std::to_string(batch_) + "), got " + std::to_string(index.data()[b]));
-  const auto gather = [&](py::array (&state)[2]) {
+      throw py::value_error("rows: expected values within [0, " + std::to_string(batch_) + "), got " +
+                            std::to_string(index.data()[b]));
+  const auto gather = [&](py::array(&state)[2]) {
     const size_t row = state[0].shape(2) * state[0].itemsize();
     for (int64_t layer = 0; layer < state[0].shape(0); ++layer)
       for (int64_t b = 0; b < batch_; ++b)

@@ -21,8 +21,8 @@ class ContextObject {
  public:
   ContextObject(std::unique_ptr<Context> context, py::list kept, std::vector<py::object> weights, bool batch_first);
   py::tuple backward(const py::object& grad_output, const py::object& grad_hn, const py::object& grad_cn,
-                     const py::object& grad_h_all, const py::object& grad_c_all, bool need_grad_x, bool need_grad_weights,
-                     bool retain, bool record, const py::object& grad_x);
+                     const py::object& grad_h_all, const py::object& grad_c_all, bool need_grad_x,
+                     bool need_grad_weights, bool retain, bool record, const py::object& grad_x);
   size_t reserve_bytes() const { return context_->reserve_bytes(); }
   bool consumed() const { return context_->consumed; }
   std::string plan() const;
@@ -36,14 +36,16 @@ class ContextObject {
 
 class StackObject {
  public:
-  StackObject(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size, int64_t proj_size,
-          int64_t num_layers, int64_t num_directions, bool bias, const std::vector<double>& parameters);
+  StackObject(const std::string& cell, const std::string& dtype, int64_t input_size, int64_t hidden_size,
+              int64_t proj_size, int64_t num_layers, int64_t num_directions, bool bias,
+              const std::vector<double>& parameters);
 
   // (output, hn, cn, h_all, c_all, context); what was not asked for, or does not exist, is None.
   py::tuple forward(const py::object& x, const py::object& h0, const py::object& c0, const py::object& weights,
                     bool batch_first, bool training, const py::object& lengths, const py::object& reset,
                     const py::object& reset_h, const py::object& reset_c, bool return_states, double dropout,
-                    uint64_t seed, uint64_t call, const py::object& output, const py::object& hn, const py::object& cn) const;
+                    uint64_t seed, uint64_t call, const py::object& output, const py::object& hn,
+                    const py::object& cn) const;
 
   std::vector<LayerWeights> layer_weights(const py::sequence& weights, std::vector<py::object>* kept) const;
   py::array state(const char* name, const py::handle& object, bool cell, int64_t batch, bool broadcast) const;

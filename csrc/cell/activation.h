@@ -1,22 +1,25 @@
 // Activations, written once for every scalar-like type V: a SIMD vector on the CPU, a float in a CUDA thread.
 //
-// V needs + - * /, and, found by argument: fma(a, b, c), select(mask, a, b), round_magic(y) and pow2(magic) (see
-// cpu/simd.h). Both functions are within 2 ulp of the exact value over all normal floats; NaN stays NaN.
+// V needs + - *, and, found by argument: fma(a, b, c), select(mask, a, b), clamp(x, low, high), divide(a, b),
+// reciprocal(x), round_magic(y, k) and pow2(magic) (see cpu/simd.h). Both functions are within 2 ulp of the exact value
+// over all normal floats; NaN stays NaN.
 #pragma once
 
 #include "cell/namespace.h"
 
 RNNFAST_BEGIN
 
-// Coefficients of exp(r) = 1 + r + r^2 q(r) on |r| <= ln(2)/2, and the split of ln 2 whose products with a small integer are exact.
+// Coefficients of exp(r) = 1 + r + r^2 q(r) on |r| <= ln(2)/2, and the split of ln 2 whose products with a small
+// integer are exact.
 template <class S>
 struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
   static constexpr float kLog2E = 1.44269504088896341f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  static constexpr float kMax = 87.5f;  // exp stays finite and 2^n normal
-  static constexpr int kTerms = 5;      // minimax for the relative error of exp, 3.2e-9, rounded to float one by one
+  static constexpr float kMax = 87.5f;      // exp stays finite and 2^n normal
+  static constexpr float kTanhMax = 20.0f;  // expm1(2x) beyond which tanh rounds to 1
+  static constexpr int kTerms = 5;  // minimax for the relative error of exp, 3.2e-9, rounded to float one by one
   static constexpr float kQ[kTerms] = {4.999999404e-01f, 1.666652113e-01f, 4.166827351e-02f, 8.368683048e-03f,
                                        1.382005168e-03f};
 };
@@ -25,25 +28,24 @@ template <>
 struct ExpConstants<double> {
   static constexpr double kLog2E = 1.44269504088896340736, kLn2High = 6.93145751953125e-1,
                           kLn2Low = 1.42860682030941723212e-6;
-  static constexpr double kMax = 708.0;
+  static constexpr double kMax = 708.0, kTanhMax = 40.0;
   static constexpr int kTerms = 12;  // Taylor: the next term is below 2^-57
   static constexpr double kQ[kTerms] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
                                         1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
                                         1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
 };
 
-// exp(y) = 2^n (1 + m): the two parts, for |y| <= kMax. Larger y are clamped; a comparison with NaN is false, so NaN stays.
+// exp(y) = scale (1 + m): the two parts.
 template <class V>
 struct Exponential {
   V scale, m;
 };
 
 template <class V>
-RNNFAST_FN Exponential<V> exponential(V y) {
+RNNFAST_FN Exponential<V> exponential(V y, scalar_t<V> most) {
   using C = ExpConstants<scalar_t<V>>;
-  y = select(y > V(C::kMax), V(C::kMax), y);
-  y = select(y < V(-C::kMax), V(-C::kMax), y);
-  const V magic = round_magic(y * V(C::kLog2E));
+  y = clamp(y, V(-most), V(most));
+  const V magic = round_magic(y, V(C::kLog2E));
   const V n = unround(magic);
   V r = fma(n, V(-C::kLn2High), y);
   r = fma(n, V(-C::kLn2Low), r);
@@ -55,16 +57,16 @@ RNNFAST_FN Exponential<V> exponential(V y) {
 // 1 / (1 + exp(-x))
 template <class V>
 RNNFAST_FN V sigmoid(V x) {
-  const Exponential<V> e = exponential(-x);
-  return V(1) / (V(1) + fma(e.scale, e.m, e.scale));
+  const Exponential<V> e = exponential(-x, ExpConstants<scalar_t<V>>::kMax);
+  return reciprocal(V(1) + fma(e.scale, e.m, e.scale));
 }
 
 // expm1(2x) / (expm1(2x) + 2): accurate near zero too, where expm1 is m itself.
 template <class V>
 RNNFAST_FN V tanh(V x) {
-  const Exponential<V> e = exponential(x + x);
+  const Exponential<V> e = exponential(x + x, ExpConstants<scalar_t<V>>::kTanhMax);
   const V expm1 = fma(e.scale, e.m, e.scale - V(1));
-  return expm1 / (expm1 + V(2));
+  return divide(expm1, expm1 + V(2));
 }
 
 // A nonlinearity of the vanilla RNN, y = f(a), and its adjoint in terms of the result.

@@ -1,13 +1,13 @@
-// One namespace for each instruction set (and for CUDA): the same header compiled twice must never meet in the linker, or
-// a baseline CPU could be handed AVX-512 code. RNNFAST_ISA is set by the build; plain host code uses `base`.
+// One namespace for each instruction set (and for CUDA): the same header compiled twice must never meet in the linker,
+// or a baseline CPU could be handed AVX-512 code. RNNFAST_ISA is set by the build; plain host code uses `base`.
 #pragma once
 
 #ifndef RNNFAST_ISA
 #define RNNFAST_ISA base
 #endif
 
-#define RNNFAST_BEGIN  \
-  namespace rnnfast {  \
+#define RNNFAST_BEGIN \
+  namespace rnnfast { \
   namespace RNNFAST_ISA {
 #define RNNFAST_END \
   }                 \

@@ -1,5 +1,5 @@
-// The whole C++ surface: what the bindings (and the C++ tests) call. Shapes in PyTorch's words; everything here has been
-// checked by the caller (bindings/array.h). Strides count elements; the last axis is always contiguous.
+// The whole C++ surface: what the bindings (and the C++ tests) call. Shapes in PyTorch's words; everything here has
+// been checked by the caller (bindings/array.h). Strides count elements; the last axis is always contiguous.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +21,9 @@ struct Config {
   bool bias;
   double parameters[4];
 
-  int64_t output_size() const { return proj_size ? proj_size : hidden_size; }                        // P
+  int64_t output_size() const { return proj_size ? proj_size : hidden_size; }  // P
   int64_t layer_input(int64_t layer) const { return layer ? num_directions * output_size() : input_size; }
-  int64_t states() const { return num_layers * num_directions; }                                     // L * D
+  int64_t states() const { return num_layers * num_directions; }  // L * D
 };
 
 struct Array2 {  // [., .] with any strides; null: absent
@@ -51,13 +51,13 @@ class Packed {
 // Everything that one forward call is given. Sequences are [T, B, .] by (t, b) strides, whatever their axes were.
 struct ForwardArgs {
   int64_t steps, batch;
-  Array3 x;                           // [T, B, I]
-  Array3 output;                      // [T, B, D * P]
-  Array3 reset;                       // uint8 [T, B] (stride0, stride1); null: none
-  const int64_t* lengths = nullptr;   // [B], within [0, T]; null: all T
-  Array3 h0, c0;                      // [L * D, B, .]; null: zeros
-  Array3 reset_h, reset_c;            // [L * D, B or 1, .] (stride1 0 when 1); null: zeros
-  Array3 hn, cn;                      // [L * D, B, .]
+  Array3 x;                                 // [T, B, I]
+  Array3 output;                            // [T, B, D * P]
+  Array3 reset;                             // uint8 [T, B] (stride0, stride1); null: none
+  const int64_t* lengths = nullptr;         // [B], within [0, T]; null: all T
+  Array3 h0, c0;                            // [L * D, B, .]; null: zeros
+  Array3 reset_h, reset_c;                  // [L * D, B or 1, .] (stride1 0 when 1); null: zeros
+  Array3 hn, cn;                            // [L * D, B, .]
   void *h_all = nullptr, *c_all = nullptr;  // [T, L * D, B, .] contiguous; null: unwanted
   double dropout = 0;
   uint64_t seed = 0, call = 0;
@@ -69,8 +69,8 @@ struct BackwardArgs {
   const void *grad_h_all = nullptr, *grad_c_all = nullptr;  // [T, L * D, B, .] contiguous; null: zero
   Array3 grad_x;                                            // null: unwanted
   Array3 grad_h0, grad_c0;
-  Array3 grad_reset_h, grad_reset_c;  // [L * D, B, .], one row a sequence; null: unwanted
-  void* record_h = nullptr;           // [T, L * D, B, P] contiguous; null: unwanted
+  Array3 grad_reset_h, grad_reset_c;                // [L * D, B, .], one row a sequence; null: unwanted
+  void* record_h = nullptr;                         // [T, L * D, B, P] contiguous; null: unwanted
   std::vector<LayerWeights> weights, grad_weights;  // gradients contiguous, all of them wanted, or `grad_weights` empty
   bool retain = false;
 };
@@ -90,8 +90,8 @@ class Context {
 };
 
 // One of `weights` and `packed` is given. Returns the context when training, else null.
-std::unique_ptr<Context> forward(const Config& config, const ForwardArgs& args, const std::vector<LayerWeights>* weights,
-                                 const Packed* packed, bool training);
+std::unique_ptr<Context> forward(const Config& config, const ForwardArgs& args,
+                                 const std::vector<LayerWeights>* weights, const Packed* packed, bool training);
 
 // Throws std::logic_error when the reserve has been used up.
 void backward(Context& context, const BackwardArgs& args);
@@ -100,10 +100,11 @@ void backward(Context& context, const BackwardArgs& args);
 
 int get_num_threads();
 void set_num_threads(int n);               // n >= 1
+void set_split(const std::string& split);  // "one", "batch", "hidden": for tests; "": the cost model (RNNFAST_SPLIT)
 std::string isa();                         // in use
 std::vector<std::string> possible_isas();  // compiled, and this CPU and operating system can run them; best first
 std::vector<std::string> compiled_isas();
-void choose_isa();                          // reads RNNFAST_ISA; std::runtime_error when it names none of these
+void choose_isa();  // reads RNNFAST_ISA; std::runtime_error when it names none of these
 double fma_peak(int threads, double seconds, Dtype dtype);  // GFLOP/s
 
 }  // namespace rnnfast

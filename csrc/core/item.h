@@ -1,17 +1,17 @@
-// What the time loops work on. Plain data: baseline code fills it (core/run.cpp), the code of each instruction set reads
-// it (cpu/*.h). No functions here, so that nothing can be linked across instruction sets.
+// What the time loops work on. Plain data: baseline code fills it (core/run.cpp), the code of each instruction set
+// reads it (cpu/*.h). No functions here, so that nothing can be linked across instruction sets.
 //
 // Sizes: T time, B batch, I input, H hidden, P projection (or H), G gates, W lanes of a vector.
-// A *block* is W hidden units. Blocked arrays are [blocks][rows][...][W], so that all of a thread's units lie together and
-// every access is a whole vector; the last block is padded.
+// A *block* is W hidden units. Blocked arrays are [blocks][rows][...][W], so that all of a thread's units lie together
+// and every access is a whole vector; the last block is padded.
 #pragma once
 
 #include <cstdint>
 
 namespace rnnfast {
 
-// Row r of a slice's time-major packed rows: at time t the first active(t) of the slice's sequences run, sorted by falling
-// length; their rows are offset(t) + [0, active(t)).
+// Row r of a slice's time-major packed rows: at time t the first active(t) of the slice's sequences run, sorted by
+// falling length; their rows are offset(t) + [0, active(t)).
 struct Schedule {
   int64_t steps;           // T
   int64_t sequences;       // of this slice
@@ -30,15 +30,15 @@ struct Sequence {
   int64_t t_stride, b_stride;
 };
 
-// One row for each batch index, data[b * b_stride + j]; b_stride 0: one row for all. Null data: zeros (reading), unwanted
-// (writing).
+// One row for each batch index, data[b * b_stride + j]; b_stride 0: one row for all. Null data: zeros (reading),
+// unwanted (writing).
 template <class T>
 struct Rows {
   T* data;
   int64_t b_stride;
 };
 
-// One layer, one direction, one slice of the batch: the unit that a group of threads runs from the first step to the last.
+// One layer, one direction, one slice of the batch: what a group of threads runs from the first step to the last.
 template <class T>
 struct Item {
   Schedule schedule;
@@ -72,10 +72,10 @@ struct Item {
   Sequence<const T> grad_out, grad_h_all, grad_c_all;
   Rows<const T> grad_hn, grad_cn;
   Rows<T> grad_h0, grad_c0, grad_reset_h, grad_reset_c;
-  Sequence<T> record_h;             // dL/dh_t
-  T *carry_h, *carry_c;             // [blocks][sequences][W]: what reaches the previous step beside the recurrent product
-  T *carry_reset_h, *carry_reset_c; // likewise, collected for the reset state; null: not wanted
-  T* grad_raw;                      // with projection, dL/dh_t of every row: [rows][P]
+  Sequence<T> record_h;  // dL/dh_t
+  T *carry_h, *carry_c;  // [blocks][sequences][W]: what reaches the previous step beside the recurrent product
+  T *carry_reset_h, *carry_reset_c;  // likewise, collected for the reset state; null: not wanted
+  T* grad_raw;                       // with projection, dL/dh_t of every row: [rows][P]
 };
 
 // The weight gradients of one layer and direction, in the caller's layout (contiguous); null: not wanted.
@@ -91,8 +91,8 @@ struct PackJob {
   const T *source, *source2;  // matrix; or b_ih and b_hh
   int64_t row_stride, column_stride;
   int64_t stride2;
-  int64_t rows;  // H (of each gate) or P
-  int64_t K;     // columns
+  int64_t rows;   // H (of each gate) or P
+  int64_t K;      // columns
   int recurrent;  // which of the cell's gate orders
   bool gates;     // G gates interleaved, or a plain matrix
   T* target;
@@ -119,12 +119,12 @@ struct Network {
   int64_t scratch_bytes;
   int64_t row_chunk;  // rows of one block of the weight-gradient products
 
-  DropoutKey* dropout;          // [layers - 1]; null: none
-  Sequence<T>* dropped;         // [layers - 1] the masked outputs
-  Sequence<T>* layer_output;    // [layers] all directions: width directions * P
+  DropoutKey* dropout;               // [layers - 1]; null: none
+  Sequence<T>* dropped;              // [layers - 1] the masked outputs
+  Sequence<T>* layer_output;         // [layers] all directions: width directions * P
   WeightGradients<T>* grad_weights;  // [layer][direction]
-  Sequence<T>* grad_input;      // [layers], data null: not wanted
-  const int32_t* lengths;       // [batch] in the caller's order; null: all T
+  Sequence<T>* grad_input;           // [layers], data null: not wanted
+  const int32_t* lengths;            // [batch] in the caller's order; null: all T
 };
 
 // The kernels of one instruction set, for one element type.

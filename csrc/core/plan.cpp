@@ -1,7 +1,9 @@
 #include "core/plan.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <numeric>
+#include <stdexcept>
 
 #include "core/registry.h"
 
@@ -30,7 +32,26 @@ double step_time(Work work, int64_t threads) {
   return std::max(work.flops / kFlopsPerMicrosecond, work.bytes / kBytesPerMicrosecond) / threads;
 }
 
+// For experiments and tests: "one", "batch" or "hidden" instead of the model's choice; empty: the model's.
+std::string& forced_split() {
+  static std::string split = [] {
+    const char* text = std::getenv("RNNFAST_SPLIT");
+    return std::string(text ? text : "");
+  }();
+  return split;
+}
+
+bool force_split(Plan& plan, const Config& config, const ForwardArgs& args, int64_t max_threads) {
+  const std::string& split = forced_split();
+  if (split.empty()) return false;
+  plan.threads = split == "one" ? 1 : max_threads;
+  plan.slices = split == "batch" ? std::max<int64_t>(1, std::min(args.batch, max_threads / config.num_directions)) : 1;
+  plan.reason = "RNNFAST_SPLIT=" + split;
+  return true;
+}
+
 void choose_split(Plan& plan, const Config& config, const ForwardArgs& args, int lanes, int64_t max_threads) {
+  if (force_split(plan, config, args, max_threads)) return;
   const Work work = step_work(config, args.batch);
   const double layer_inputs = double(config.input_size) / config.output_size() + 1;
   const double total = step_time(work, 1) * args.steps * config.states() * layer_inputs;
@@ -107,6 +128,12 @@ int64_t max_sequences(const Plan& plan) {
 }
 
 }  // namespace
+
+void set_split(const std::string& split) {
+  if (split != "" && split != "one" && split != "batch" && split != "hidden")
+    throw std::invalid_argument("split: expected '', 'one', 'batch' or 'hidden', got '" + split + "'");
+  forced_split() = split;
+}
 
 std::shared_ptr<const Plan> make_plan(const Config& config, const ForwardArgs& args, bool, int lanes, int max_threads) {
   auto plan = std::make_shared<Plan>();

@@ -6,10 +6,10 @@
 #include "cell/rnn.h"
 
 // X(name, template, parameters as a comma-separated string)
-#define RNNFAST_CELLS(X)      \
-  X(rnn_tanh, RnnTanh, "")    \
-  X(rnn_relu, RnnRelu, "")    \
-  X(lstm, Lstm, "")           \
+#define RNNFAST_CELLS(X)   \
+  X(rnn_tanh, RnnTanh, "") \
+  X(rnn_relu, RnnRelu, "") \
+  X(lstm, Lstm, "")        \
   X(gru, Gru, "")
 
 namespace rnnfast {

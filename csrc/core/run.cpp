@@ -14,8 +14,8 @@ namespace rnnfast {
 
 template <class T>
 struct PackedPointers {
-  T *w_ih, *w_hh, *bias, *w_hr;                // forward
-  T *w_ih_rows, *w_hh_rows, *w_hr_rows;        // backward
+  T *w_ih, *w_hh, *bias, *w_hr;          // forward
+  T *w_ih_rows, *w_hh_rows, *w_hr_rows;  // backward
 };
 
 namespace {
@@ -59,8 +59,8 @@ PackedPointers<T> carve_backward(Carver& carver, const Sizes& z, bool input) {
 }
 
 template <class T>
-void add_job(std::vector<PackJob<T>>& jobs, typename PackJob<T>::Kind kind, const Array2& source, int64_t rows, int64_t K,
-             bool recurrent, bool gates, T* target) {
+void add_job(std::vector<PackJob<T>>& jobs, typename PackJob<T>::Kind kind, const Array2& source, int64_t rows,
+             int64_t K, bool recurrent, bool gates, T* target) {
   if (target)
     jobs.push_back({kind, static_cast<const T*>(source.data), nullptr, source.stride0, source.stride1, 0, rows, K,
                     recurrent ? 1 : 0, gates, target});
@@ -76,8 +76,8 @@ void add_jobs(std::vector<PackJob<T>>& jobs, const LayerWeights& w, const Packed
   add_job(jobs, Job::kRows, w.w_hh, z.H, z.P, true, true, p.w_hh_rows);
   add_job(jobs, Job::kRows, w.w_hr, z.P, z.H, false, false, p.w_hr_rows);
   if (p.bias)
-    jobs.push_back({Job::kBias, static_cast<const T*>(w.b_ih.data), static_cast<const T*>(w.b_hh.data), w.b_ih.stride0, 1,
-                    w.b_hh.stride0, z.H, 1, 0, true, p.bias});
+    jobs.push_back({Job::kBias, static_cast<const T*>(w.b_ih.data), static_cast<const T*>(w.b_hh.data), w.b_ih.stride0,
+                    1, w.b_hh.stride0, z.H, 1, 0, true, p.bias});
 }
 
 }  // namespace
@@ -85,11 +85,13 @@ void add_jobs(std::vector<PackJob<T>>& jobs, const LayerWeights& w, const Packed
 struct Packed::Layout {
   // The same order every time, so that the layout need not be stored.
   template <class T>
-  static std::vector<PackedPointers<T>> pointers(const Config& config, uint8_t* base, int lanes, size_t* bytes = nullptr) {
+  static std::vector<PackedPointers<T>> pointers(const Config& config, uint8_t* base, int lanes,
+                                                 size_t* bytes = nullptr) {
     Carver carver(base);
     std::vector<PackedPointers<T>> all;
     for (int64_t layer = 0; layer < config.num_layers; ++layer)
-      for (int64_t d = 0; d < config.num_directions; ++d) all.push_back(carve_forward<T>(carver, Sizes(config, layer, lanes)));
+      for (int64_t d = 0; d < config.num_directions; ++d)
+        all.push_back(carve_forward<T>(carver, Sizes(config, layer, lanes)));
     if (bytes) *bytes = carver.used();
     return all;
   }
@@ -202,8 +204,12 @@ class Builder {
 
   DropoutKey key(int64_t layer) const {
     const double p = args_.dropout;
-    return {args_.seed, args_.call, static_cast<uint32_t>(layer), static_cast<uint32_t>(p * 4294967296.0 * (p < 1)),
-            p < 1 ? 1 / (1 - p) : 0.0, p >= 1};
+    return {args_.seed,
+            args_.call,
+            static_cast<uint32_t>(layer),
+            static_cast<uint32_t>(p * 4294967296.0 * (p < 1)),
+            p < 1 ? 1 / (1 - p) : 0.0,
+            p >= 1};
   }
 
   Item<T> item(int64_t layer, int64_t d, int64_t s, const T* zeros, Carver& memory) {
@@ -242,7 +248,8 @@ class Builder {
     int64_t sequences = 0, columns = config_.output_size(), rows = plan_.row_chunk;
     for (const SlicePlan& slice : plan_.slice) sequences = std::max(sequences, slice.schedule.sequences);
     rows = std::max({rows, plan_.chunk * sequences, sequences});
-    for (int64_t layer = 0; layer < config_.num_layers; ++layer) columns = std::max(columns, config_.layer_input(layer));
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer)
+      columns = std::max(columns, config_.layer_input(layer));
     const int64_t sums = training_ ? columns * 4 * lanes_ * sizeof(T) : 0;
     return 32 * 16 * sizeof(T) + rows * 8 + sequences * 9 + sums + 5 * 64 + 4096;  // a page between threads
   }
@@ -260,8 +267,8 @@ class Builder {
 };
 
 template <class T>
-void run_forward(const Config& config, const ForwardArgs& args, const Plan& plan, const std::vector<LayerWeights>* weights,
-                 const Packed* packed, Context* context) {
+void run_forward(const Config& config, const ForwardArgs& args, const Plan& plan,
+                 const std::vector<LayerWeights>* weights, const Packed* packed, Context* context) {
   const int lanes = engine<T>().lanes;
   Builder<T> builder(config, args, plan, context != nullptr);
   Carver count_reserve, count_workspace;
@@ -409,8 +416,8 @@ Packed::Packed(const Config& c, const std::vector<LayerWeights>& weights) : conf
 Context::Context(const Config& c, const ForwardArgs& a, std::shared_ptr<const Plan> p)
     : config(c), args(a), plan(std::move(p)) {}
 
-std::unique_ptr<Context> forward(const Config& config, const ForwardArgs& args, const std::vector<LayerWeights>* weights,
-                                 const Packed* packed, bool training) {
+std::unique_ptr<Context> forward(const Config& config, const ForwardArgs& args,
+                                 const std::vector<LayerWeights>* weights, const Packed* packed, bool training) {
   auto plan = make_plan(config, args, training, lanes_of(config.dtype), get_num_threads());
   std::unique_ptr<Context> context;
   if (training) context = std::make_unique<Context>(config, args, plan);

@@ -18,7 +18,7 @@ from .interop import from_torch
 from .layers import Dropout, Embedding, Linear, Sequential
 from .losses import bce_with_logits, cross_entropy, mse_loss
 from .modules import GRU, LSTM, RNN
-from .serialization import load, save
+from .serialization import load, load_checkpoint, save
 from .training import gradient_flow, tbptt
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "gradient_flow",
     "init",
     "load",
+    "load_checkpoint",
     "mse_loss",
     "optim",
     "reference",

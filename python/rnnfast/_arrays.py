@@ -135,11 +135,11 @@ def check_int(name: str, value: Any, minimum: int = 1) -> int:
     return result
 
 
-def check_size(name: str, value: Any, minimum: int = 1) -> int:
-    """A size of a layer: an integer from `minimum` to `MAX_SIZE`."""
+def check_size(name: str, value: Any, minimum: int = 1, maximum: int = MAX_SIZE) -> int:
+    """A size of a layer: an integer from `minimum` to `maximum`."""
     size = check_int(name, value, minimum)
-    if size > MAX_SIZE:
-        raise ValueError(f"{name}: expected at most {MAX_SIZE}, got {size}")
+    if size > maximum:
+        raise ValueError(f"{name}: expected at most {maximum}, got {size}")
     return size
 
 

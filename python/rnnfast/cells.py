@@ -1,7 +1,8 @@
 """Recurrent cells, one step a call: `RNNCell`, `LSTMCell`, `GRUCell`.
 
 For loops that a layer cannot run for you, because a step's input depends on the step before: attention, sampling, a
-simulator in between. A cell keeps no context of its own, so that the loop may be unrolled as far as it likes:
+simulator in between. A cell keeps no context of its own, so that the loop may be unrolled as far as it likes. What a
+step was given must not change in place before its `backward`:
 
     contexts = []
     for x in xs:
@@ -24,7 +25,7 @@ from . import functional
 from ._arrays import check_choice
 from .base import Parameter
 from .modules import NONLINEARITIES
-from .recurrent import Recurrent, cell_weight_shapes, check_grad, map_state, with_batch_axis
+from .recurrent import Recurrent, cell_weight_shapes, map_state, with_batch_axis
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell", "RecurrentCell"]
 
@@ -126,7 +127,7 @@ class RecurrentCell(Recurrent):
         if not isinstance(context, CellContext):
             raise TypeError(f"context: expected one of a step in training mode, got {type(context).__name__}")
         for parameter in context.parameters:
-            check_grad(parameter)
+            parameter.check_grad()
         if context.unbatched:
             grad_state = map_state(with_batch_axis("grad_state", 1, axis=0), grad_state)
         grad_x, grad_hx, grad_weights = functional.backward(
@@ -136,7 +137,7 @@ class RecurrentCell(Recurrent):
             need_grad_x=need_grad_x,
             retain=retain,
         )
-        for parameter, grad in zip(context.parameters, grad_weights):
+        for parameter, grad in zip(context.parameters, grad_weights, strict=True):
             parameter.add_grad(grad)
         index: Any = (0, 0) if context.unbatched else 0
         return None if grad_x is None else grad_x[index], map_state(lambda s: s[index], grad_hx)

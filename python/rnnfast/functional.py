@@ -338,9 +338,9 @@ def backward(
         retain,
         record,
     )
-    resets = [_like(g, r) for g, r in zip((grad_reset_h, grad_reset_c), ctx._reset_state, strict=True)]
-    given = any(r is not None for r in ctx._reset_state)
-    ctx.grad_reset_state = _unpair(*resets, ctx.has_cell_state) if given else None
+    reset_h, reset_c = ctx._reset_state
+    resets = _unpair(_like(grad_reset_h, reset_h), _like(grad_reset_c, reset_c), ctx.has_cell_state)
+    ctx.grad_reset_state = None if reset_h is None and reset_c is None else resets
     ctx.grad_h = grad_h
     return grad_x, _unpair(grad_h0, grad_c0, ctx.has_cell_state), grad_weights if need_grad_weights else None
 

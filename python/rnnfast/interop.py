@@ -21,7 +21,6 @@ import numpy as np
 from . import cells, layers, modules
 from .base import Module
 from .modules import RecurrentLayer
-from .recurrent import as_array
 
 __all__ = [
     "from_torch",
@@ -101,7 +100,7 @@ def load_onnx_weights(module: RecurrentLayer, weights: Mapping[str, Any], layer:
     for d, suffix in enumerate(suffixes):
         state[f"weight_ih{suffix}"] = _turn(module, w[d], "onnx", "torch")
         state[f"weight_hh{suffix}"] = _turn(module, r[d], "onnx", "torch")
-        for part, bias in zip(("ih", "hh"), np.split(b[d], 2)):
+        for part, bias in zip(("ih", "hh"), np.split(b[d], 2), strict=True):
             state[f"bias_{part}{suffix}"] = _turn(module, bias, "onnx", "torch")
     _load_part(module, state)
 
@@ -150,7 +149,7 @@ def load_keras_weights(module: RecurrentLayer, weights: Sequence[Any], layer: in
                 raise ValueError("weights: expected a GRU with reset_after=True (bias [2, 3·H]), got a bias of rank 1")
             array = _checked("weights", array, (2, rows) if module.cell == "gru" else (rows,))
             halves = array if module.cell == "gru" else (array, np.zeros_like(array))
-            for part, half in zip(("ih", "hh"), halves):
+            for part, half in zip(("ih", "hh"), halves, strict=True):
                 state[f"bias_{part}{suffix}"] = _turn(module, half, "keras", "torch")
     _load_part(module, state)
 
@@ -174,7 +173,7 @@ def _turn(module: RecurrentLayer, array: np.ndarray, source: str, target: str) -
 
 def _checked(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray:
     array = np.asarray(value)
-    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape)):
+    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
     return array
 
@@ -235,7 +234,7 @@ def from_torch(module: Any) -> Any:
     if parameters:
         arguments["dtype"] = _numpy_dtype(parameters)
     result = own(**arguments)
-    result.load_state_dict({name: as_array(value) for name, value in module.state_dict().items()})
+    result.load_state_dict(module.state_dict())
     return result.train(module.training)
 
 
@@ -250,7 +249,7 @@ def to_torch(module: Module) -> Any:
     import torch
 
     kind = type(module)
-    if kind is layers.Sequential:
+    if isinstance(module, layers.Sequential) and kind is layers.Sequential:
         result = torch.nn.Sequential(*(to_torch(child) for child in module))
         result.training = module.training
         return result
@@ -277,7 +276,7 @@ def _arguments(own: type[Module], source: Any) -> dict[str, Any]:
 def _numpy_dtype(parameters: Sequence[Any]) -> np.dtype[Any]:
     import torch
 
-    known = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+    known: dict[Any, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
     first = parameters[0].dtype
     for parameter in parameters:
         if parameter.device.type != "cpu":

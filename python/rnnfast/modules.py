@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import functional
-from ._arrays import check_choice, check_number
+from ._arrays import check_choice, check_flag, check_number, check_size
 from .base import Parameter
-from .recurrent import Recurrent, cell_weight_shapes, check_flag, check_grad, check_size, map_state, with_batch_axis
+from .recurrent import Recurrent, cell_weight_shapes, map_state, with_batch_axis
 from .stream import Stream
 
 __all__ = ["GRU", "LSTM", "RNN", "RecurrentLayer"]
@@ -132,6 +132,7 @@ class RecurrentLayer(Recurrent):
         Returns
         -------
         output : ndarray [T, B, D·P] ([B, T, D·P] with ``batch_first``), zero past a row's end
+            Read-only in training mode, because `backward` reads it.
         state : the state after the last valid step, as `hx`
         states : only with ``return_states``: [T, L·D, B, P], for the LSTM a pair with [T, L·D, B, H]
 
@@ -153,7 +154,7 @@ class RecurrentLayer(Recurrent):
         reset_state: Any = None,
         return_states: bool = False,
     ) -> tuple[Any, ...]:
-        """As `forward` in eval mode, whatever the mode is: no dropout, nothing saved, no effect on a later `backward`."""
+        """As `forward` in eval mode, whatever the mode is: no dropout, nothing saved, `backward` is not touched."""
         return self._call(x, hx, lengths, reset, reset_state, return_states, training=False)
 
     def _call(
@@ -163,7 +164,7 @@ class RecurrentLayer(Recurrent):
         if unbatched:
             x, hx = x[:, None], map_state(with_batch_axis("hx", 2), hx)
             lengths = None if lengths is None else np.reshape(lengths, -1)
-            reset = with_batch_axis("reset", 1)(reset)
+            reset = None if reset is None else with_batch_axis("reset", 1)(np.asarray(reset))
         parameters = self._weight_parameters()
         *result, context = functional.forward(
             self.cell,
@@ -202,6 +203,8 @@ class RecurrentLayer(Recurrent):
     ) -> tuple[Any, Any]:
         """Go back through the last forward in training mode; add into ``p.grad`` of every weight.
 
+        What that forward was given, and the weights, must not have changed in place since.
+
         Parameters
         ----------
         grad_output : ndarray, shape of `output`, optional
@@ -227,12 +230,12 @@ class RecurrentLayer(Recurrent):
         last = self.last_pass("backward")
         trained = [*last.parameters, *_parameters_in(last.reset_state)]
         for parameter in trained:
-            check_grad(parameter)
+            parameter.check_grad()
         grads = incoming(last, grad_output, grad_state, grad_states)
         grad_x, grad_hx, grad_weights = functional.backward(
             last.context, *grads[:2], grad_states=grads[2], need_grad_x=need_grad_x, retain=retain
         )
-        for parameter, grad in zip(last.parameters, grad_weights):
+        for parameter, grad in zip(last.parameters, grad_weights, strict=True):
             parameter.add_grad(grad)
         self.grad_reset_state = _hand_out(last.reset_state, last.context.grad_reset_state)
         if not retain:
@@ -402,7 +405,7 @@ def _hand_out(reset_state: Any, grads: Any) -> Any:
     """Add each gradient into its element of `reset_state` where that is a Parameter, else return it in its place."""
     if not isinstance(reset_state, (tuple, list)):
         return _hand_out_one(reset_state, grads)
-    return tuple(_hand_out_one(element, grad) for element, grad in zip(reset_state, grads))
+    return tuple(_hand_out_one(element, grad) for element, grad in zip(reset_state, grads, strict=True))
 
 
 def _hand_out_one(element: Any, grad: Any) -> Any:

@@ -9,31 +9,20 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from . import functional
-from ._arrays import check_int, check_seed, float_dtype, fresh_seed
+from ._arrays import MAX_BYTES, check_device, check_flag, check_seed, check_size, float_dtype, fresh_seed
 from .base import Module, Parameter
 
 __all__ = [
     "Recurrent",
-    "as_array",
     "cell_weight_shapes",
-    "check_flag",
-    "check_grad",
-    "check_size",
     "map_state",
     "with_batch_axis",
 ]
-
-# Sizes are 32-bit in the engine's index arithmetic, and weights larger than any address space in use are a mistake:
-# both are refused by name before NumPy refuses them without one.
-MAX_SIZE = 2**31 - 1
-MAX_BYTES = 2**47
-
 
 class Recurrent(Module):
     """The weights of a recurrent cell, once or in a stack, and their packed form.
@@ -86,7 +75,7 @@ class Recurrent(Module):
                 f"{self.input_size}, which take {size} bytes"
             )
         self._weight_names = tuple(shapes)
-        for name, array in zip(shapes, arrays):
+        for name, array in zip(shapes, arrays, strict=True):
             setattr(self, name, Parameter(array, name))
         self.reset_parameters(self.seed)
 
@@ -142,12 +131,6 @@ class Recurrent(Module):
         for parameter in self._weight_parameters():
             _set_writeable(parameter.data, self.training)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As `Module.load_state_dict`; PyTorch's tensors are taken, too."""
-        if isinstance(state, Mapping):
-            state = {name: as_array(value) for name, value in state.items()}
-        super().load_state_dict(state)
-
     def config(self) -> dict[str, Any]:
         """The constructor's arguments by name, fit for JSON; the device stays behind."""
         names = [name for name in inspect.signature(type(self)).parameters if name != "device"]
@@ -195,6 +178,11 @@ class Recurrent(Module):
         if not self.training:
             self._mode_changed()  # a copied array is writeable again
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """The weights are attributes whose names depend on the sizes."""
+
 
 class _Pack(NamedTuple):
     """Packed weights and what they were made from."""
@@ -208,7 +196,7 @@ class _Pack(NamedTuple):
         return (
             self.generation == Recurrent._generation
             and self.options == options
-            and all(a is b for a, b in zip(self.arrays, arrays))
+            and all(a is b for a, b in zip(self.arrays, arrays, strict=True))
         )
 
 
@@ -224,50 +212,6 @@ def cell_weight_shapes(
         yield "bias_hh", (rows,)
     if proj:
         yield "weight_hr", (proj, hidden)
-
-
-def check_size(name: str, value: Any, minimum: int = 1, maximum: int = MAX_SIZE) -> int:
-    """A size of a layer: an integer from `minimum` to `maximum`."""
-    if getattr(value, "ndim", 0):  # an array has __index__, too
-        raise TypeError(f"{name}: expected an integer, got an array of shape {value.shape}")
-    size = check_int(name, value, minimum)
-    if size > maximum:
-        raise ValueError(f"{name}: expected at most {maximum}, got {size}")
-    return size
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """A bool. Numbers are refused: they are most often an argument in the wrong position."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
-    return bool(value)
-
-
-def check_device(device: Any) -> str:
-    """Where the weights are: "cpu", which None means; "cuda" needs the extension rnnfast._cuda."""
-    name = "cpu" if device is None else str(device)
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (":" in name and not index.isdecimal()):
-        raise ValueError(f"device: expected None, 'cpu' or 'cuda', got {device!r}")
-    if kind == "cuda":
-        missing = find_spec("rnnfast._cuda") is None
-        why = "this build has no rnnfast._cuda" if missing else "modules run on the CPU only"
-        raise RuntimeError(f"device: {name!r} is not available: {why}")
-    return "cpu"
-
-
-def check_grad(parameter: Parameter) -> None:
-    """A gradient that something else has put there must be one that can be added into."""
-    grad = parameter.grad
-    if grad is None:
-        return
-    dtype = getattr(grad, "dtype", type(grad).__name__)
-    if dtype != parameter.data.dtype:
-        raise TypeError(f"{parameter.name}.grad: expected dtype {parameter.data.dtype}, got {dtype}")
-    if grad.shape != parameter.data.shape:
-        raise ValueError(f"{parameter.name}.grad: expected shape {parameter.shape}, got {grad.shape}")
-    if not grad.flags.writeable:
-        raise ValueError(f"{parameter.name}.grad: expected an array that can be added into, got a read-only one")
 
 
 def map_state(function: Callable[[Any], Any], state: Any) -> Any:
@@ -300,10 +244,3 @@ def _set_writeable(array: Any, writeable: bool) -> None:
         return
     if writeable:
         Recurrent._generation += 1
-
-
-def as_array(value: Any) -> Any:
-    """NumPy's view of a value that PyTorch may own; anything else comes back for the caller's checks."""
-    if isinstance(value, np.ndarray) or not hasattr(value, "numpy"):
-        return value
-    return value.detach().numpy() if hasattr(value, "detach") else value.numpy()

@@ -128,8 +128,10 @@ def load_checkpoint(path: str | os.PathLike[str], module: Module | None = None, 
 def _restore(header: dict[str, Any], arrays: dict[str, Any], module: Module | None, optimizer: Any) -> Checkpoint:
     user = _lower(header["user"], arrays)
     optimizer_state = _lower(header["optimizer"], arrays)
-    if optimizer is not None and optimizer_state is None:
-        raise ValueError("expected the state of an optimiser in the file, got none")
+    if optimizer is not None:
+        found = optimizer_state and optimizer_state.get("optimizer")
+        if found != type(optimizer).__name__:
+            raise ValueError(f"optimizer: expected a file with the state of {type(optimizer).__name__}, got {found}")
     parameters = {name: array for name, array in arrays.items() if "/" not in name}
     tied: dict[str, str] = header["tied"]
     state = {**parameters, **{name: parameters[original] for name, original in tied.items()}}
@@ -150,7 +152,7 @@ def _restore(header: dict[str, Any], arrays: dict[str, Any], module: Module | No
             optimizer.load_state_dict(before)
         raise
     for child, seed, call_count in dropout:
-        child.seed, child.call_count = seed, call_count  # type: ignore[attr-defined]
+        child.seed, child.call_count = seed, call_count
     return Checkpoint(module, optimizer_state, user, str(header["library"]))
 
 
@@ -186,18 +188,20 @@ def _check_kind(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str)
 
     Of the user's own classes only the parameters are compared: they may have moved since.
     """
-    children = found.get("children"), wanted.get("children")
-    if None not in children and len(children[0]) == len(children[1]):  # type: ignore[arg-type]
-        for i, pair in enumerate(zip(*children)):  # type: ignore[arg-type]
-            _check_kind(*pair, f"{where}.{i}")
-        return
-    if wanted.get("config", 0) is None:
+    if wanted.get("config", {}) is None:
         return
     if found["class"] != wanted["class"]:
         raise ValueError(f"{where}: expected a file with {wanted['class']}, got one with {found['class']}")
-    for name, value in wanted.get("config", {}).items():
-        if name not in FREE_OPTIONS and found["config"].get(name) != value:
-            raise ValueError(f"{where}: expected a file with {name}={value!r}, got {found['config'].get(name)!r}")
+    if "children" in wanted:
+        if len(found["children"]) != len(wanted["children"]):
+            raise ValueError(f"{where}: expected {len(wanted['children'])} children, got {len(found['children'])}")
+        for i, (child, wanted_child) in enumerate(zip(found["children"], wanted["children"], strict=True)):
+            _check_kind(child, wanted_child, f"{where}.{i}")
+        return
+    config = found["config"]
+    for name, value in wanted["config"].items():
+        if name in config and name not in FREE_OPTIONS and config[name] != value:
+            raise ValueError(f"{where}: expected a file with {name}={value!r}, got {config[name]!r}")
 
 
 def _own_class(name: str) -> type[Module] | None:

@@ -1,6 +1,6 @@
 """Streams: a recurrent layer one step at a time, for sequences that never end.
 
-A step costs microseconds, so `Stream.step` does nothing but call the engine, which checks the arrays. The weights are
+A step costs microseconds, so `Stream.step` is the engine's own, which checks the arrays. The weights are
 those of the moment when the stream was made; training goes on beside it without effect until `refresh`.
 """
 
@@ -47,6 +47,8 @@ class Stream:
         self._packed = packed
         self._engine: Any = functional.Stream(module.cell, packed, batch_size, num_layers=module.num_layers)
         self._step = self._engine.step
+        if type(self).step is Stream.step:  # nothing stands between the caller and the engine
+            self.__dict__["step"] = self._step
 
     def step(self, x_t: Any, reset: Any = None, out: Any = None) -> Any:
         """One step of every row.
@@ -114,6 +116,7 @@ class Stream:
             self._engine.close()
         self._engine = self._packed = None
         self._step = _closed
+        self.__dict__.pop("step", None)
 
     @property
     def closed(self) -> bool:

@@ -63,8 +63,8 @@ def tbptt(
     module : Module
         A recurrent layer, or any module that is called as ``module(x, state)`` and returns ``(output, state)``. In one
         direction only: a reverse direction has no state to carry.
-    x : ndarray [T, B, ...], [B, T, ...] where ``module.batch_first``, or [T, I] unbatched
-        Indices [T, B] for a module that embeds them are as good.
+    x : ndarray [T, B, ...], or [B, T, ...] with ``batch_first`` of the module or of the layers in it
+        Of a layer also [T, I], unbatched. Indices [T, B] for a module that embeds them are as good.
     window, burn_in : int
         Steps with and without gradient.
     state : optional
@@ -130,14 +130,12 @@ class _Steps:
     """A module and its sequence: runs of some of its steps."""
 
     def __init__(self, module: Module, x: Any, lengths: Any, reset: Any, options: dict[str, Any]) -> None:
-        layer = isinstance(module, RecurrentLayer)
         self.module, self.x, self.options = module, x, options
-        self.time_axis = 1 if getattr(module, "batch_first", False) and not (layer and x.ndim == 2) else 0
+        unbatched = isinstance(module, RecurrentLayer) and x.ndim == 2
+        self.time_axis = 1 if _batch_first(module) and not unbatched else 0
         self.seq_len = x.shape[self.time_axis]
         self.lengths = None if lengths is None else _checked_lengths(lengths, self.seq_len)
         self.reset = None if reset is None else _checked_reset(reset, self.seq_len, self.time_axis)
-        # A layer can leave the reserve out; with dropout its masks need the training mode.
-        self.without_reserve = layer and getattr(module, "dropout", 0.0) == 0.0
 
     def take(self, start: int, stop: int) -> Any:
         return _slice(self.x, self.time_axis, start, stop)
@@ -157,7 +155,8 @@ class _Steps:
         """The state after [start, stop), run from `state` without gradient."""
         if start == stop:
             return state
-        if self.without_reserve:
+        if isinstance(self.module, RecurrentLayer) and self.module.dropout == 0.0:
+            # The reserve can be left out; with dropout the masks need the training mode.
             return self.module.infer(self.take(start, stop), state, **self.call_options(start, stop))[1]
         return self.run(start, stop, state)[1]
 
@@ -173,6 +172,12 @@ class _Steps:
             return output, end, stored
         running = (self.lengths >= at)[:, None] if self.x.ndim > 2 else self.lengths >= at
         return output, end, _map_pairs(lambda s, e: np.where(running, s, e), stored, end)
+
+
+def _batch_first(module: Module) -> bool:
+    """As the module says, or the layers in it."""
+    layers = [child for child in module.modules() if isinstance(child, RecurrentLayer)]
+    return bool(getattr(module, "batch_first", any(layer.batch_first for layer in layers)))
 
 
 def _map_pairs(function: Any, a: Any, b: Any) -> Any:
@@ -243,7 +248,15 @@ def gradient_flow(
         raise TypeError(f"module: expected a recurrent layer, got {type(module).__name__}")
     last = module.last_pass("gradient_flow")
     grads = incoming(last, grad_output, grad_state, grad_states)
-    functional.backward(last.context, *grads[:2], grad_states=grads[2], need_grad_x=False, retain=True, record=True)
+    functional.backward(
+        last.context,
+        *grads[:2],
+        grad_states=grads[2],
+        need_grad_x=False,
+        need_grad_weights=False,
+        retain=True,
+        record=True,
+    )
     grad_h = last.context.grad_h
     last.context.grad_h = None  # as large as the states of the whole sequence
     return _norms(grad_h, axes=(3,) if per_row else (2, 3))

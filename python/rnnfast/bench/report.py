@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,6 +14,8 @@ from .records import Record
 from .rows import Row
 from .session import OWN, Measurements, Outcome
 from .summary import ALL, BEST, Group, groups, rivals_in
+
+_WIDE, _WIDE_RIVAL = 96, 20  # characters that the whole table takes, and each rival
 
 
 def print_machine(console: Console, measured: Measurements, threads: int) -> None:
@@ -28,20 +31,26 @@ def print_machine(console: Console, measured: Measurements, threads: int) -> Non
         console.print(f"read bandwidth of {threads} threads, GB/s: {levels}")
 
 
-def rows_table(outcomes: Sequence[Outcome], rivals: Sequence[str]) -> Table:
-    """One line a row: this package's time, speed and distance from the floor, then each rival's time and ratio."""
-    table = Table(title="median time of one call; ratio = rival / rnnfast", title_justify="left")
-    table.add_column("row")
-    table.add_column("mode")
-    table.add_column("T,B,I,H")
-    for heading in ("rnnfast", "µs a step", "GFLOP/s", "of peak", "floor", "time/floor", *rivals):
-        table.add_column(heading, justify="right")
+def rows_table(outcomes: Sequence[Outcome], rivals: Sequence[str], width: int) -> Table:
+    """One line a row: this package's time, speed and distance from the floor, then each rival's time and ratio.
+
+    Where `width` characters are too few, what follows from the rest is left out.
+    """
+    wide = width >= _WIDE + _WIDE_RIVAL * len(rivals)
+    table = Table(title="median time of one call; ratio = rival / rnnfast", title_justify="left", box=box.SIMPLE_HEAD)
+    headings = ("row", "mode", OWN, "of peak", *rivals)
+    if wide:
+        headings = ("row", "mode", "T,B,I,H", OWN, "µs a step", "GFLOP/s", "of peak", "floor", "time/floor", *rivals)
+    for heading in headings:
+        is_text = heading in ("row", "mode", "T,B,I,H")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading != "row")
     for outcome in outcomes:
         row = outcome.row
         shape = f"{row.T},{row.B},{row.I},{row.H}"
-        name = row.name if shape not in row.name else row.name.replace(f" {shape}", "")
-        cells = [_own_cells(outcome), [_rival_cell(outcome, rival) for rival in rivals]]
-        table.add_row(escape(name), row.mode, shape, *(cell for part in cells for cell in part))
+        name = row.name.replace(f" {shape}", "") if wide else row.name
+        own = _own_cells(outcome)
+        own = [shape, *own] if wide else [own[0], own[3]]
+        table.add_row(escape(name), row.mode, *own, *(_rival_cell(outcome, rival, wide) for rival in rivals))
     return table
 
 
@@ -51,16 +60,18 @@ def summary_table(records: Sequence[Record]) -> Table | None:
     if not found:
         return None
     rivals = list(dict.fromkeys(group.rival for group in found))
-    table = Table(title="times faster than: geometric mean (minimum, its row)", title_justify="left")
+    table = Table(title="times faster than: geometric mean (minimum)", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("mode", "cell", "size", "rows"):
         table.add_column(heading)
     for rival in rivals:
         table.add_column("the best of them" if rival == BEST else rival, justify="right")
+    table.add_column("slowest row" if len(rivals) == 1 else "slowest row against the best")
     for key in dict.fromkeys((group.mode, group.cell, group.size_class) for group in found):
         members = {g.rival: g for g in found if (g.mode, g.cell, g.size_class) == key}
         count = max(group.count for group in members.values())
         style = "bold" if ALL in key else ""
-        table.add_row(*key, str(count), *(_group_cell(members.get(rival)) for rival in rivals), style=style)
+        worst = members[rivals[-1]].worst if rivals[-1] in members else ""
+        table.add_row(*key, str(count), *(_group_cell(members.get(name)) for name in rivals), escape(worst), style=style)
     return table
 
 
@@ -109,18 +120,19 @@ def _own_cells(outcome: Outcome) -> list[str]:
     ]
 
 
-def _rival_cell(outcome: Outcome, rival: str) -> str:
+def _rival_cell(outcome: Outcome, rival: str, with_time: bool) -> str:
     median, own = outcome.median(rival), outcome.median(OWN)
     if median is None:
         return "[red]failed[/]" if rival in outcome.failures else "–"
     if own is None:
         return seconds_text(median)
     ratio = median / own
-    return f"{seconds_text(median)} [{'green' if ratio >= 1 else 'red'}]{ratio:.2f}×[/]"
+    shown = f"[{'green' if ratio >= 1 else 'red'}]{ratio:.2f}×[/]"
+    return f"{seconds_text(median)} {shown}" if with_time else shown
 
 
 def _group_cell(group: Group | None) -> str:
-    return "" if group is None else f"{group.mean:.2f}× ({group.minimum:.2f}, {escape(group.worst)})"
+    return "" if group is None else f"{group.mean:.2f}× ({group.minimum:.2f})"
 
 
 def seconds_text(seconds: float) -> str:

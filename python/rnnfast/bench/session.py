@@ -17,7 +17,7 @@ from .contender import Contender, ContenderError
 from .floor import Level, Machine, floor_seconds
 from .machine import provenance
 from .records import Record, make_record
-from .rivals import REDUCED_PRECISION
+from .rivals import REDUCED_PRECISION, label
 from .rows import Row
 
 OWN = "rnnfast"
@@ -81,7 +81,7 @@ class Session:
     def __enter__(self) -> Session:
         with ExitStack() as stack:
             for name in self.names:
-                self.contenders[name] = stack.enter_context(Contender(name, self.threads, self.device))
+                self.contenders[label(name)] = stack.enter_context(Contender(name, self.threads, self.device))
             self._truth = stack.enter_context(Contender("numpy", self.threads, self.device))
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             self._path = str(Path(folder) / "truth.npz")
@@ -203,7 +203,7 @@ class Session:
         """The contender, started anew if it died in a row before."""
         if not self.contenders[name].alive:
             self.contenders[name].close()
-            fresh = self._stack.enter_context(Contender(name, self.threads, self.device))
+            fresh = self._stack.enter_context(Contender(self.contenders[name].name, self.threads, self.device))
             self.contenders[name] = fresh
             fresh.open()
         return self.contenders[name]

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from ..bench import plot, records, report, suites
 from ..bench.machine import usable_cores
-from ..bench.rivals import LIBRARIES, VARIANTS, how_to_install, is_known
+from ..bench.rivals import LIBRARIES, VARIANTS, how_to_install, is_known, label
 from ..bench.rows import CELLS, DEVICES, DTYPES, MODES, Row, shape_name
 from ..bench.session import OWN, Outcome, Session
 from .console import make_console, progress_bar
@@ -156,7 +156,7 @@ def _default_threads() -> int:
 def _show(plan: Plan, outcomes: Sequence[Outcome], console: Console) -> bool:
     """Tables, the picture and the next command; True if anything failed."""
     if outcomes:
-        console.print(report.rows_table(outcomes, plan.contenders[1:]))
+        console.print(report.rows_table(outcomes, [label(name) for name in plan.contenders[1:]], console.width))
     failed = report.print_problems(console, outcomes)
     found = _records(outcomes)
     summary = report.summary_table(found)
@@ -176,7 +176,7 @@ def _show(plan: Plan, outcomes: Sequence[Outcome], console: Console) -> bool:
 
 def _print_missing(console: Console, missing: dict[str, str]) -> None:
     for name, reason in missing.items():
-        hint = "" if name == OWN or name.endswith(".py") else f" ({how_to_install(name)})"
+        hint = "" if name == OWN or name not in (*LIBRARIES, *VARIANTS) else f" ({how_to_install(name)})"
         console.print(f"[red]cannot run {escape(name)}[/]: {escape(reason)}{escape(hint)}")
 
 

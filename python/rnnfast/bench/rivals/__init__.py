@@ -57,6 +57,11 @@ def is_known(name: str) -> bool:
     return name in LIBRARIES or name in VARIANTS or name.endswith(".py")
 
 
+def label(name: str) -> str:
+    """How a contender is called in tables and records: a file by its name without folder and ending."""
+    return Path(name).stem if name.endswith(".py") else name
+
+
 def how_to_install(name: str) -> str:
     library = VARIANTS.get(name, (name, ""))[0]
     return f"pip install {_DISTRIBUTIONS.get(library, library)}"
