@@ -26,7 +26,6 @@ from reference_cases import (
     poison_padding,
     results,
 )
-
 from rnnfast import reference
 
 CELLS = tuple(reference.CELLS)
@@ -206,7 +205,9 @@ def test_need_grad_x_and_repeated_backward() -> None:
     *_, ctx = reference.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
     grad_x, grad_state, grad_weights = reference.backward(ctx, arrays.grad_output)
     nothing, same_state, same_weights = reference.backward(ctx, arrays.grad_output, need_grad_x=False)
-    assert grad_x is not None and nothing is None and ctx.grad_h is None
+    assert grad_x is not None
+    assert nothing is None
+    assert ctx.grad_h is None
     for a, b in zip(flatten((grad_state, grad_weights)), flatten((same_state, same_weights)), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -269,7 +270,7 @@ def compare_with_torch(case: Case) -> None:
 @pytest.mark.parametrize("cell", TORCH_CELLS)
 @pytest.mark.parametrize("lengths", [None, (4, 6, 1, 2, 6)], ids=["dense", "ragged"])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one_way", "two_ways"])
-@pytest.mark.parametrize("num_layers, bias", [(1, True), (3, False), (2, True)])
+@pytest.mark.parametrize(("num_layers", "bias"), [(1, True), (3, False), (2, True)])
 def test_against_torch(cell: str, lengths: Any, bidirectional: bool, num_layers: int, bias: bool) -> None:
     case = Case(cell=cell, T=6, B=5, num_layers=num_layers, bias=bias, lengths=lengths or False, return_states=False)
     for proj in (0, 3) if case.has_c else (0,):
@@ -428,7 +429,8 @@ def test_a_reset_at_the_start_overrides_the_initial_state(cell: str) -> None:
     arrays.reset[0] = True
     found = results(reference, case, arrays)
     for name in named("grad_state", arrays.grad_state):
-        assert not found[name][0].any() and found[name][1].all()  # in the reverse direction it does nothing
+        assert not found[name][0].any()
+        assert found[name][1].all()
 
 
 def test_no_resets_change_nothing() -> None:
@@ -511,6 +513,20 @@ def test_nan_stays_in_its_row_and_segment(cell: str) -> None:
         assert np.isnan(found["grad_x"][2, 1]).all()
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_nan_in_the_state_of_an_empty_row_goes_nowhere(cell: str) -> None:
+    case = Case(cell=cell, lengths=(3, 0, 5), bidirectional=True, num_layers=2)
+    arrays = make(case)
+    clean = results(reference, case, arrays)
+    for state in flatten((arrays.hx,)):
+        state[:, 1] = np.nan
+    for name, value in results(reference, case, arrays).items():
+        if name in named("state", arrays.hx):
+            assert np.isnan(value[:, 1]).all()
+            value[:, 1] = clean[name][:, 1]
+        np.testing.assert_array_equal(value, clean[name], err_msg=name)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Other options and edges
 # ---------------------------------------------------------------------------------------------------------------------
@@ -541,7 +557,7 @@ def test_no_initial_state_is_zero(cell: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("T, B", [(3, 0), (0, 2), (0, 0), (1, 1), (4, 3)])
+@pytest.mark.parametrize(("T", "B"), [(3, 0), (0, 2), (0, 0), (1, 1), (4, 3)])
 def test_empty_sizes_and_dtypes(cell: str, dtype: str, T: int, B: int) -> None:
     for reset_state in ("rows", "shared"):
         changes = EVERYTHING | {"T": T, "B": B, "lengths": True, "reset_state": reset_state, "num_layers": 2}
@@ -549,7 +565,8 @@ def test_empty_sizes_and_dtypes(cell: str, dtype: str, T: int, B: int) -> None:
         arrays = make(case)
         found = results(reference, case, arrays)
         assert all(str(value.dtype) == dtype for value in found.values())
-        assert found["output"].shape == arrays.grad_output.shape and found["grad_x"].shape == arrays.x.shape
+        assert found["output"].shape == arrays.grad_output.shape
+        assert found["grad_x"].shape == arrays.x.shape
         if T == 0:
             for name, start in named("state", arrays.hx).items():
                 np.testing.assert_array_equal(found[name], start)
@@ -606,7 +623,7 @@ def test_dropping_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    "counter, key, words",
+    ("counter", "key", "words"),
     [
         ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
         ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -622,12 +639,16 @@ def test_philox_gives_the_published_words(counter: str, key: str, words: str) ->
 def test_dropout_mask_is_a_function_of_the_place() -> None:
     t, b = np.arange(50)[:, None], np.arange(6)
     mask = reference.dropout_mask(7, 1, 2, t, b, 33, 0.25)
-    assert mask.shape == (50, 6, 33) and mask.dtype == bool
+    assert mask.shape == (50, 6, 33)
+    assert mask.dtype == bool
     np.testing.assert_array_equal(reference.dropout_mask(7, 1, 2, 11, 4, 10, 0.25), mask[11, 4, :10])
     np.testing.assert_array_equal(reference.dropout_mask(7, 1 + 2**32, 2, t, b, 33, 0.25), mask)  # the low 32 bits
     assert abs(mask.mean() - 0.75) < 0.02
     for other in ((8, 1, 2), (7 + 2**32, 1, 2), (7, 2, 2), (7, 1, 3)):
         assert abs((reference.dropout_mask(*other, t, b, 33, 0.25) == mask).mean() - 0.625) < 0.02
+    word = int(reference.philox4x32((11, 4, 2 * 2**20, 1), (7, 0))[0][0])  # of unit 0: kept up to just this p
+    assert reference.dropout_mask(7, 1, 2, 11, 4, 1, word / 2**32).all()
+    assert not reference.dropout_mask(7, 1, 2, 11, 4, 1, (word + 1) / 2**32).any()
     assert reference.dropout_mask(7, 1, 2, t, b, 33, 0.0).all()
     assert not reference.dropout_mask(7, 1, 2, t, b, 33, 1.0).any()
 
@@ -686,7 +707,7 @@ def test_autograd_where_a_gate_is_exactly_half() -> None:
 
 
 @pytest.mark.parametrize(
-    "argument, value, error, match",
+    ("argument", "value", "error", "match"),
     [
         ("cell", "lstn", ValueError, "cell: expected one of rnn_tanh, .* got 'lstn'"),
         ("x", np.zeros((5, 4)), ValueError, r"x: expected an array of rank 3, got \(5, 4\)"),
@@ -715,7 +736,7 @@ def test_errors_name_the_argument(argument: str, value: Any, error: type[Excepti
 
 
 @pytest.mark.parametrize(
-    "argument, value, error, match",
+    ("argument", "value", "error", "match"),
     [
         ("grad_output", np.zeros((5, 3, 4)), ValueError, r"grad_output: expected shape \(5, 3, 5\), got \(5, 3, 4\)"),
         ("grad_output", np.zeros((5, 3, 5), np.float32), TypeError, "grad_output: expected dtype float64"),

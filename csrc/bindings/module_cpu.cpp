@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/digest.h"
 #include "bindings/stack.h"
 #include "core/registry.h"
 
@@ -23,6 +24,9 @@ PYBIND11_MODULE(_core, m) {
            py::arg("grad_h_all"), py::arg("grad_c_all"), py::arg("need_grad_x"), py::arg("need_grad_weights"),
            py::arg("retain"), py::arg("record"), py::arg("grad_x") = py::none(),
            "(grad_x, grad_h0, grad_c0, [grad_weights], grad_reset_h, grad_reset_c, grad_h)")
+      .def("rebind", &ContextObject::rebind, py::arg("stack"), py::arg("x"), py::arg("h0"), py::arg("c0"),
+           py::arg("weights"), py::arg("reset"), py::arg("reset_h"), py::arg("reset_c"), py::arg("output"),
+           "Read these arrays from now on: of the same contents as the forward's, but in other memory.")
       .def_property_readonly("nbytes", &ContextObject::reserve_bytes)
       .def_property_readonly("consumed", &ContextObject::consumed)
       .def_property_readonly("plan", &ContextObject::plan);
@@ -59,6 +63,16 @@ PYBIND11_MODULE(_core, m) {
         return all;
       },
       "(name, gates, has a cell state, parameters) of every cell.");
+
+  m.def("digest", [](const py::sequence& arrays) -> py::object {
+    uint64_t sum = 0;
+    for (const py::handle& item : arrays) {
+      const auto a = py::reinterpret_borrow<py::object>(item).cast<py::array>();
+      if (!(a.flags() & py::array::c_style)) return py::none();
+      sum = digest(a.data(), static_cast<size_t>(a.nbytes()), sum);
+    }
+    return py::int_(sum);
+  }, py::arg("arrays"), "A number that changes when a byte of the arrays does; None where one is not contiguous.");
 
   m.def("isa", &isa, "The instruction set in use.");
   m.def("isas", &possible_isas, "Those that this machine can run, best first.");

@@ -251,6 +251,51 @@ ContextObject::ContextObject(std::unique_ptr<Context> context, py::list kept, st
 
 std::string ContextObject::plan() const { return context_->plan->reason; }
 
+void ContextObject::rebind(const StackObject& stack, const py::object& x, const py::object& h0, const py::object& c0,
+                           const py::sequence& weights, const py::object& reset, const py::object& reset_h,
+                           const py::object& reset_c, const py::object& output) {
+  const Busy busy(busy_, "backward");
+  const Config& config = context_->config;
+  ForwardArgs args = context_->args;
+  const int64_t a0 = batch_first_ ? args.batch : args.steps, a1 = batch_first_ ? args.steps : args.batch;
+  py::list kept;
+  const auto same = [&](const char* name, const py::object& object, const Array3& before) {
+    if (object.is_none() != (before.data == nullptr))
+      throw py::value_error(std::string(name) + ": expected what the forward was given");
+    return !object.is_none();
+  };
+  const auto sequence = [&](const char* name, const py::object& object, int64_t width) {
+    const py::array a = readable(name, object, config.dtype,
+                                 {{batch_first_ ? "B" : "T", a0}, {batch_first_ ? "T" : "B", a1}, {"N", width}});
+    kept.append(a);
+    return view3(a, batch_first_);
+  };
+  const auto state = [&](const char* name, const py::object& object, bool cell, bool broadcast, Array3& target) {
+    if (!same(name, object, target)) return;
+    const py::array a = stack.state(name, object, cell, args.batch, broadcast);
+    kept.append(a);
+    target = broadcast ? view_states(a) : view3(a);
+  };
+  args.x = sequence("x", x, config.input_size);
+  args.output = sequence("output", output, config.num_directions * config.output_size());
+  state("h0", h0, false, false, args.h0), state("c0", c0, true, false, args.c0);
+  state("reset_state", reset_h, false, true, args.reset_h), state("reset_state", reset_c, true, true, args.reset_c);
+  if (same("reset", reset, args.reset)) {
+    const auto a = py::array_t<bool>::ensure(reset);
+    if (!a) throw py::type_error("reset: expected bool, got " + type_name(reset));
+    require_shape("reset", a, {{batch_first_ ? "B" : "T", a0}, {batch_first_ ? "T" : "B", a1}});
+    args.reset = view3(a, batch_first_);
+    kept.append(a);
+  }
+  std::vector<py::object> kept_weights;
+  stack.layer_weights(weights, &kept_weights);
+  auto context = std::make_unique<Context>(config, args, context_->plan);
+  context->reserve = std::move(context_->reserve);
+  context->consumed = context_->consumed;
+  context_ = std::move(context);
+  kept_ = std::move(kept), weights_ = std::move(kept_weights);
+}
+
 py::tuple ContextObject::backward(const py::object& grad_output, const py::object& grad_hn, const py::object& grad_cn,
                                   const py::object& grad_h_all, const py::object& grad_c_all, bool need_grad_x,
                                   bool need_grad_weights, bool retain, bool record, const py::object& grad_x) {

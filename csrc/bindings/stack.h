@@ -27,6 +27,12 @@ class ContextObject {
   bool consumed() const { return context_->consumed; }
   std::string plan() const;
 
+  // Read these arrays, of the same contents, in place of those that the forward was given: for a caller that cannot
+  // promise to leave their memory alone (a compiler that plans memory sees the arguments of calls, not this object).
+  void rebind(const StackObject& stack, const py::object& x, const py::object& h0, const py::object& c0,
+              const py::sequence& weights, const py::object& reset, const py::object& reset_h, const py::object& reset_c,
+              const py::object& output);
+
  private:
   std::unique_ptr<Context> context_;
   py::list kept_;

@@ -1,6 +1,6 @@
 // Activations, written once for every scalar-like type V: a SIMD vector on the CPU, a float in a CUDA thread.
 //
-// V needs + - *, and, found by argument: fma(a, b, c), select(mask, a, b), clamp(x, low, high), divide(a, b),
+// V needs + - *, and, found by argument: fma(a, b, c), select(mask, a, b), clamp(x, low, high), divide(a, b, error of b),
 // reciprocal(x), round_magic(y, k) and pow2(magic) (see cpu/simd.h). Both functions are within 2 ulp of the exact value
 // over all normal floats; NaN stays NaN.
 #pragma once
@@ -28,7 +28,7 @@ template <>
 struct ExpConstants<double> {
   static constexpr double kLog2E = 1.44269504088896340736, kLn2High = 6.93145751953125e-1,
                           kLn2Low = 1.42860682030941723212e-6;
-  static constexpr double kMax = 708.0, kTanhMax = 40.0;
+  static constexpr double kMax = 709.0, kTanhMax = 40.0;  // kMax: 1 / exp flushes to zero, so sigmoid(-inf) is 0
   static constexpr int kTerms = 12;  // Taylor: the next term is below 2^-57
   static constexpr double kQ[kTerms] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
                                         1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
@@ -54,19 +54,21 @@ RNNFAST_FN Exponential<V> exponential(V y, scalar_t<V> most) {
   return {pow2(magic), fma(q, r * r, r)};
 }
 
-// 1 / (1 + exp(-x))
+// 1 / (1 + exp(-x)). The denominator is rounded once: 1 + scale is exact while the sum has digits of both.
 template <class V>
 RNNFAST_FN V sigmoid(V x) {
   const Exponential<V> e = exponential(-x, ExpConstants<scalar_t<V>>::kMax);
-  return reciprocal(V(1) + fma(e.scale, e.m, e.scale));
+  return reciprocal(fma(e.scale, e.m, e.scale + V(1)));
 }
 
-// expm1(2x) / (expm1(2x) + 2): accurate near zero too, where expm1 is m itself.
+// expm1(2x) / (expm1(2x) + 2): accurate near zero too, where expm1 is m itself. The denominator's rounding error (exact,
+// since 2 exceeds it) goes into the quotient's remainder; without that the error would reach 2.6 ulp.
 template <class V>
 RNNFAST_FN V tanh(V x) {
   const Exponential<V> e = exponential(x + x, ExpConstants<scalar_t<V>>::kTanhMax);
   const V expm1 = fma(e.scale, e.m, e.scale - V(1));
-  return divide(expm1, expm1 + V(2));
+  const V denominator = expm1 + V(2);
+  return divide(expm1, denominator, expm1 - (denominator - V(2)));
 }
 
 // A nonlinearity of the vanilla RNN, y = f(a), and its adjoint in terms of the result.

@@ -31,16 +31,22 @@ __all__ = [
     "Packed",
     "Stream",
     "backward",
+    "digest",
     "forward",
     "get_num_threads",
     "gru",
     "gru_backward",
+    "kernel_calls",
     "lstm",
     "lstm_backward",
     "pack",
+    "pack_weights",
     "rnn",
     "rnn_backward",
+    "run_backward",
+    "run_forward",
     "set_num_threads",
+    "stack",
 ]
 
 
@@ -98,8 +104,21 @@ class Packed(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _stack(cell: str, dtype: str, sizes: tuple[int, int, int, int, int], bias: bool, parameters: tuple[float, ...]) -> Any:
-    return _core.Stack(cell, dtype, *sizes, bias, list(parameters))
+def stack(
+    cell: str,
+    dtype: str,
+    input_size: int,
+    hidden_size: int,
+    proj_size: int,
+    num_layers: int,
+    num_directions: int,
+    bias: bool,
+    parameters: tuple[float, ...] = (),
+) -> Any:
+    """The engine's object for a configuration, as `run_forward` takes it."""
+    return _core.Stack(
+        cell, dtype, input_size, hidden_size, proj_size, num_layers, num_directions, bias, list(parameters)
+    )
 
 
 def _cell_info(cell: str) -> CellInfo:
@@ -147,7 +166,7 @@ def _stack_for(cell: str, weights: Any, num_layers: Any, bidirectional: Any, giv
     if not projected and output != hidden:
         raise ValueError(f"weight_hh_l0: expected shape [{rows}, {hidden}], got {list(weights[1].shape)}")
     sizes = (input_size, hidden, output if projected else 0, layers, directions)
-    return _stack(cell, str(weights[0].dtype), sizes, each >= 4, _parameters(info, cell, given))
+    return stack(cell, str(weights[0].dtype), *sizes, each >= 4, _parameters(info, cell, given))
 
 
 def _pair(name: str, value: Any, has_cell_state: bool) -> tuple[Any, Any]:
@@ -200,8 +219,54 @@ def pack(
     cell: str, weights: Any, *, num_layers: int = 1, bidirectional: bool = False, **parameters: float
 ) -> Packed:
     """Rearrange `weights` once for any number of calls with ``training=False`` and for streams."""
-    stack = _stack_for(cell, weights, num_layers, bidirectional, parameters)
-    return Packed(stack, _core.Packed(stack, weights))
+    layers = _stack_for(cell, weights, num_layers, bidirectional, parameters)
+    return Packed(layers, pack_weights(layers, weights))
+
+
+# ---- the engine itself: for callers that bring their own memory and have checked what the engine does not ----
+
+_kernel_calls = 0
+
+
+def kernel_calls() -> int:
+    """How many forward and backward calls the engine has run in this process (steps of streams apart)."""
+    return _kernel_calls
+
+
+def run_forward(layers: Any, *arguments: Any) -> tuple[Any, ...]:
+    """``(output, hn, cn, h_all, c_all, context)`` of the engine's forward; what is absent is None.
+
+    The arguments, all by position, are NumPy arrays or None: x, h0, c0, weights (a list, or what `pack_weights` made),
+    batch_first, training, lengths, reset, reset_h, reset_c, return_states, dropout, seed, call, and then, to be written
+    into, output, hn, cn.
+    """
+    global _kernel_calls
+    results: tuple[Any, ...] = layers.forward(*arguments)
+    _kernel_calls += 1
+    return results
+
+
+def run_backward(context: Any, *arguments: Any) -> tuple[Any, ...]:
+    """``(grad_x, grad_h0, grad_c0, [grad_weights], grad_reset_h, grad_reset_c, grad_h)`` of the engine's backward.
+
+    The arguments, all by position: grad_output, grad_hn, grad_cn, grad_h_all, grad_c_all, need_grad_x,
+    need_grad_weights, retain, record, and then, to be written into, grad_x. Gradients of reset states come for each row.
+    """
+    global _kernel_calls
+    results: tuple[Any, ...] = context.backward(*arguments)
+    _kernel_calls += 1
+    return results
+
+
+def pack_weights(layers: Any, weights: Sequence[Any]) -> Any:
+    """The weights in the kernels' order, for `run_forward` when not training."""
+    return _core.Packed(layers, weights)
+
+
+def digest(arrays: Sequence[Any]) -> int | None:
+    """A number that changes when a byte of the arrays does; None where one is not contiguous."""
+    number: int | None = _core.digest(arrays)
+    return number
 
 
 def forward(
@@ -258,15 +323,16 @@ def forward(
         Naming the argument, what was expected and what came. Nothing has been changed.
     """
     if isinstance(weights, Packed):
-        stack, matrices = weights
+        layers, matrices = weights
     else:
-        stack, matrices = _stack_for(cell, weights, num_layers, bidirectional, parameters), weights
+        layers, matrices = _stack_for(cell, weights, num_layers, bidirectional, parameters), weights
     has_c = CELLS[cell].has_cell_state
     h0, c0 = _pair("hx", hx, has_c)
     reset_h, reset_c = _pair("reset_state", reset_state, has_c)
     if reset is None and reset_state is not None:
         raise ValueError("reset_state: expected None without reset")
-    output, hn, cn, h_all, c_all, core = stack.forward(
+    output, hn, cn, h_all, c_all, core = run_forward(
+        layers,
         x,
         h0,
         c0,
@@ -327,7 +393,8 @@ def backward(
         raise TypeError(f"ctx: expected the Context of a forward with training=True, got {type(ctx).__name__}")
     grad_hn, grad_cn = _pair("grad_state", grad_state, ctx.has_cell_state)
     grad_h_all, grad_c_all = _pair("grad_states", grad_states, ctx.has_cell_state)
-    grad_x, grad_h0, grad_c0, grad_weights, grad_reset_h, grad_reset_c, grad_h = ctx._core.backward(
+    grad_x, grad_h0, grad_c0, grad_weights, grad_reset_h, grad_reset_c, grad_h = run_backward(
+        ctx._core,
         grad_output,
         grad_hn,
         grad_cn,

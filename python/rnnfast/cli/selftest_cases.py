@@ -17,6 +17,7 @@ Results = dict[str, Array]
 DTYPES = ("float32", "float64")
 _EXACT = {"float64": (1e-12, 1e-11)}  # tolerances of output and states, and of gradients
 _ULPS = 4  # float32: at least this many units in the last place
+_DRAWS = 5  # of the cases with the longest sums: their error is an extreme value, it varies by a factor of two
 _PEER_FACTOR = 2  # float32: at most this many times the worst error of the reference itself, run in float32
 _PREACTIVATION = 0.5  # times H**-0.5, the size of the weights: in saturated gates 1 - h*h is all rounding error
 
@@ -35,6 +36,7 @@ class Case:
     lengths: bool = False
     reset: float = 0.0
     reset_rows: str = ""  # reset_state: "each" row its own, "one" for all, "" zero
+    seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)  # num_layers, bidirectional, ... as `forward` takes them
 
     @property
@@ -44,9 +46,11 @@ class Case:
 
 def cases(cell: str) -> Iterator[Case]:
     """Odd sizes around the kernels' tiles, then every option alone and together."""
-    for shape in ((1, 1, 1, 1), (3, 1, 7, 17), (7, 3, 1, 31), (5, 17, 31, 7), (2, 7, 17, 97), (31, 2, 3, 3)):
+    for shape in ((1, 1, 1, 1), (3, 1, 7, 17), (7, 3, 1, 31), (5, 17, 31, 7), (31, 2, 3, 3)):
         yield Case(*shape)
-    yield Case(9, 33, 40, 128)
+    for seed in range(_DRAWS):
+        yield Case(2, 7, 17, 97, seed=seed)
+        yield Case(9, 33, 40, 128, seed=seed)
     yield Case(100, 2, 5, 17)
     yield Case(6, 5, 3, 17, bias=False, initial=False)
     yield Case(6, 5, 3, 17, lengths=True)
@@ -67,8 +71,7 @@ def cases(cell: str) -> Iterator[Case]:
 def tolerances(dtype: str, peer: tuple[float, float]) -> tuple[float, float]:
     """For output and states, and for gradients.
 
-    `peer` is the worst error of the reference run in `dtype`, over the cases of all cells: the error of one case is an
-    extreme value of a few roundings, and by luck it may be next to nothing.
+    `peer` is the worst error of the reference run in `dtype`, over the cases of all cells.
     """
     if dtype in _EXACT:
         return _EXACT[dtype]
@@ -133,7 +136,7 @@ def _results(engine: Any, cell: str, case: Case, arguments: dict[str, Any]) -> R
 
 def _draw(cell: str, case: Case, dtype: str) -> dict[str, Any]:
     """The arguments of a case, the same at every call."""
-    rng = np.random.default_rng([case.seq_len, case.batch_size, case.input_size, case.hidden_size])
+    rng = np.random.default_rng([case.seed, case.seq_len, case.batch_size, case.input_size, case.hidden_size])
     layers, directions = case.options.get("num_layers", 1), 2 if case.options.get("bidirectional") else 1
     sizes = (case.proj_size or case.hidden_size, case.hidden_size)[: 2 if reference.CELLS[cell].has_c else 1]
     steps = (case.batch_size, case.seq_len) if case.batch_first else (case.seq_len, case.batch_size)

@@ -1,0 +1,152 @@
+"""Where rnnfast has no kernel: torch's own implementation, announced; and what autocast makes of dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from .._strict import fall_back
+from . import composed
+from .kernels import DTYPES, Extras, Inputs, Options
+
+MODES = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "rnn_tanh", "rnn_relu": "rnn_relu"}  # in torch._VF
+
+
+def reason(x: Tensor, weight: Tensor) -> str | None:
+    """Why no kernel can serve a call, or None. (Tensors without data, on "meta", need none.)"""
+    if x.device.type not in ("cpu", "meta"):
+        return f"there is no kernel for the device {x.device.type!r}"
+    if weight.dtype not in DTYPES:
+        return f"there is no kernel for {weight.dtype} on the CPU"
+    if x.layout is not torch.strided or weight.layout is not torch.strided:
+        return f"there is no kernel for the layout {x.layout if x.layout is not torch.strided else weight.layout}"
+    return None
+
+
+def _at_trace_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let torch.compile call it while it traces, and keep the result: torch.compiler.assume_constant_result, without the
+    second that importing the compiler takes."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_at_trace_time
+def announce(why: str) -> bool:
+    """Say it once, or raise in strict mode."""
+    fall_back(why, "torch's own implementation runs")
+    return True
+
+
+def run(options: Options, inputs: Inputs, extras: Extras, training: bool, batch_sizes: Tensor | None) -> Any:
+    """The five outputs by torch's own implementation, or, for what torch lacks, by the composed path.
+
+    With `batch_sizes`, x and output are a PackedSequence's data.
+    """
+    if extras.lengths is not None or extras.reset is not None or options.return_states:
+        seed = torch.randint(2**63 - 1, (), device="cpu") if options.dropout > 0 else None
+        return composed.forward(options, inputs, extras._replace(seed=seed))
+    function = getattr(torch._VF, MODES[options.cell])  # type: ignore[attr-defined]
+    has_c = functional.CELLS[options.cell].has_cell_state
+    h0, c0 = _initial(options, inputs, batch_sizes)
+    rest = [
+        (h0, c0) if has_c else h0,
+        list(inputs.weights),
+        len(inputs.weights) // (options.num_layers * (2 if options.bidirectional else 1)) >= 4,
+        options.num_layers,
+        options.dropout,
+        training,
+        options.bidirectional,
+    ]
+    if batch_sizes is None:
+        output, *state = function(inputs.x, *rest, options.batch_first)
+    else:
+        output, *state = function(inputs.x, batch_sizes, *rest)
+    return output, state[0], state[1] if has_c else None, None, None
+
+
+def _initial(options: Options, inputs: Inputs, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+    x, weights = inputs.x, inputs.weights
+    runs = options.num_layers * (2 if options.bidirectional else 1)
+    batch_size = int(batch_sizes[0]) if batch_sizes is not None else x.shape[0 if options.batch_first else 1]
+    hidden_size = weights[0].shape[0] // functional.CELLS[options.cell].gates
+    h0 = x.new_zeros(runs, batch_size, weights[1].shape[1]) if inputs.h0 is None else inputs.h0
+    c0 = x.new_zeros(runs, batch_size, hidden_size) if inputs.c0 is None else inputs.c0
+    return h0, c0
+
+
+# ---- autocast ----
+
+
+@_at_trace_time
+@lru_cache(maxsize=1024)
+def autocast_dtypes(
+    kind: str,
+    layer: tuple[Any, ...],
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype | None],
+    packed: bool,
+    modes: tuple[bool, bool, torch.dtype],
+) -> tuple[torch.dtype, ...] | None:
+    """The dtypes of output, hn (and cn) that torch.nn's own module returns under autocast; None where it refuses.
+
+    They depend on which of its paths torch takes (LSTM: bfloat16 when dense, float32 when packed; GRU: x's), so torch is
+    asked, with the smallest module of that kind.
+
+    Parameters
+    ----------
+    kind : a class of torch.nn
+    layer : (num_layers, bias, batch_first, dropout, bidirectional, proj_size), () for a cell
+    dtypes : of x, of the weights, of hx or None
+    packed : x is a PackedSequence
+    modes : (the module trains, gradients are recorded, autocast's dtype)
+    """
+    training, grad, autocast = modes
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(grad), torch.autocast("cpu", autocast):
+        try:
+            return tuple(_dtypes(_probe(kind, layer, dtypes, packed, training)))
+        except (RuntimeError, ValueError, TypeError):
+            return None
+
+
+def _probe(kind: str, layer: tuple[Any, ...], dtypes: tuple[Any, ...], packed: bool, training: bool) -> Any:
+    x_dtype, weight_dtype, hx_dtype = dtypes
+    if not layer:
+        module = getattr(torch.nn, kind)(2, 2, dtype=weight_dtype)
+        state = torch.zeros(1, 2, dtype=hx_dtype)
+        x: Any = torch.zeros(1, 2, dtype=x_dtype)
+    else:
+        num_layers, bias, batch_first, dropout, bidirectional, proj_size = layer
+        options = {"proj_size": 1} if proj_size else {}
+        module = getattr(torch.nn, kind)(
+            2,
+            2,
+            min(num_layers, 2),
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout if num_layers > 1 else 0.0,
+            bidirectional=bidirectional,
+            dtype=weight_dtype,
+            **options,
+        )
+        state = torch.zeros(min(num_layers, 2) * (2 if bidirectional else 1), 1, 2, dtype=hx_dtype)
+        x = torch.zeros(1, 1, 2, dtype=x_dtype)
+        if packed:
+            x = torch.nn.utils.rnn.pack_padded_sequence(x, torch.ones(1, dtype=torch.int64))
+    module.train(training)
+    if hx_dtype is None:
+        return module(x)
+    if kind not in ("LSTM", "LSTMCell"):
+        return module(x, state)
+    return module(x, (state[..., :1].contiguous() if layer and layer[5] else state, state))
+
+
+def _dtypes(results: Any) -> Sequence[torch.dtype]:
+    if isinstance(results, Tensor):
+        return [results.dtype]
+    if isinstance(results, torch.nn.utils.rnn.PackedSequence):
+        return [results.data.dtype]
+    return [dtype for result in results for dtype in _dtypes(result)]

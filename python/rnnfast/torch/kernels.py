@@ -1,0 +1,244 @@
+"""Tensors to the engine and back.
+
+The engine reads and writes the memory of the tensors itself; it makes a copy only where a last axis is strided. Nothing
+here knows of autograd: tensors come in, tensors and the engine's context come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import functional
+
+DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+CPU = torch.device("cpu")
+
+
+class Options(NamedTuple):
+    """What of a call is not a tensor."""
+
+    cell: str
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+    dropout: float  # 0 when not in training
+    return_states: bool
+
+
+class Extras(NamedTuple):
+    """The tensors of a call that have no gradient."""
+
+    lengths: Tensor | None  # int64 [B]
+    reset: Tensor | None  # bool [T, B], or as x with batch_first
+    seed: int | Tensor | None  # of dropout
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call that may have a gradient, `weights` in torch's flat order."""
+
+    x: Tensor  # [T, B, I], or [B, T, I] with batch_first
+    h0: Tensor | None  # [L*D, B, P]
+    c0: Tensor | None  # [L*D, B, H]
+    reset_h: Tensor | None  # [L*D, B or 1, P]
+    reset_c: Tensor | None  # [L*D, B or 1, H]
+    weights: Sequence[Tensor]
+
+    def flat(self) -> tuple[Tensor | None, ...]:
+        return (self.x, self.h0, self.c0, self.reset_h, self.reset_c, *self.weights)
+
+
+# output, hn, cn, h_all, c_all; what the cell lacks, or was not asked for, is None
+Outputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def array(tensor: Tensor | None) -> np.ndarray | None:
+    """The tensor's own memory."""
+    if tensor is None:
+        return None
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    return tensor.resolve_neg().numpy() if tensor.is_neg() else tensor.numpy()
+
+
+def stack(options: Options, weights: Sequence[Tensor]) -> Any:
+    """The engine's object for a configuration."""
+    directions = 2 if options.bidirectional else 1
+    each = len(weights) // (options.num_layers * directions)
+    rows, input_size = weights[0].shape
+    hidden_size, output_size = rows // functional.CELLS[options.cell].gates, weights[1].shape[1]
+    return functional.stack(
+        options.cell,
+        DTYPES[weights[0].dtype],
+        input_size,
+        hidden_size,
+        output_size if each in (3, 5) else 0,
+        options.num_layers,
+        directions,
+        each >= 4,
+    )
+
+
+def output_shapes(options: Options, inputs: Inputs) -> tuple[list[Any], list[Any], list[Any] | None]:
+    """The shapes of output, hn and cn (None without a cell state)."""
+    weights, x = inputs.weights, inputs.x
+    directions = 2 if options.bidirectional else 1
+    state_size = weights[1].shape[1]
+    runs, batch_size = options.num_layers * directions, x.shape[0 if options.batch_first else 1]
+    cell = functional.CELLS[options.cell]
+    cn = [runs, batch_size, weights[0].shape[0] // cell.gates] if cell.has_cell_state else None
+    return [x.shape[0], x.shape[1], directions * state_size], [runs, batch_size, state_size], cn
+
+
+_threads = torch.get_num_threads()
+if _threads < functional.get_num_threads():
+    functional.set_num_threads(_threads)
+
+
+def follow_threads() -> None:
+    """Do as `torch.set_num_threads` said: a DataLoader's worker sets it to 1, and so do many scripts."""
+    global _threads
+    wanted = torch.get_num_threads()
+    if wanted != _threads:
+        _threads = wanted
+        functional.set_num_threads(wanted)
+
+
+def forward(
+    options: Options, inputs: Inputs, extras: Extras, *, training: bool, packed: Any = None
+) -> tuple[Outputs, Any]:
+    """Run the engine: the outputs, and its context when `training` (which dropout needs, too).
+
+    `packed` are weights that `functional.pack_weights` has rearranged, for calls without `training`.
+    """
+    follow_threads()
+    dtype = inputs.x.dtype
+    shape, hn_shape, cn_shape = output_shapes(options, inputs)
+    output = torch.empty(shape, dtype=dtype, device=CPU)
+    hn = torch.empty(hn_shape, dtype=dtype, device=CPU)
+    cn = None if cn_shape is None else torch.empty(cn_shape, dtype=dtype, device=CPU)
+    *_, h_all, c_all, context = functional.run_forward(
+        stack(options, inputs.weights),
+        array(inputs.x),
+        array(inputs.h0),
+        array(inputs.c0),
+        [array(w) for w in inputs.weights] if packed is None else packed,
+        options.batch_first,
+        training,
+        array(extras.lengths),
+        array(extras.reset),
+        array(inputs.reset_h),
+        array(inputs.reset_c),
+        options.return_states,
+        options.dropout,
+        0 if extras.seed is None else int(extras.seed),
+        0,
+        output.numpy(),
+        hn.numpy(),
+        None if cn is None else cn.numpy(),
+    )
+    return (output, hn, cn, _tensor(h_all), _tensor(c_all)), context
+
+
+def _tensor(values: Any) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values)
+
+
+def backward(
+    options: Options,
+    inputs: Inputs,
+    context: Any,
+    grads: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    *,
+    retain: bool,
+) -> list[Tensor | None]:
+    """The gradients of `inputs.flat()` where `needs` says so, from those of the five outputs (None: zero)."""
+    follow_threads()
+    need_x, need_weights = needs[0], any(needs[5:])
+    grad_x = torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=CPU) if need_x else None
+    _, grad_h0, grad_c0, grad_weights, grad_reset_h, grad_reset_c, _ = functional.run_backward(
+        context,
+        *(array(g) for g in grads),
+        need_x,
+        need_weights,
+        retain,
+        False,
+        array(grad_x),
+    )
+    found = [
+        grad_x,
+        _tensor(grad_h0),
+        _tensor(grad_c0),
+        _like(_tensor(grad_reset_h), inputs.reset_h),
+        _like(_tensor(grad_reset_c), inputs.reset_c),
+        *(map(torch.from_numpy, grad_weights) if need_weights else [None] * len(inputs.weights)),
+    ]
+    return [g if need else None for g, need in zip(found, needs, strict=True)]
+
+
+def _like(gradient: Tensor | None, state: Tensor | None) -> Tensor | None:
+    """A reset state that the batch shares collects over it."""
+    if gradient is None or state is None or gradient.shape == state.shape:
+        return gradient
+    return gradient.sum(1, keepdim=True)
+
+
+def keeps_graph() -> bool:
+    """Whether the backward pass that is running may be followed by another through the same graph."""
+    query = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if query is None else bool(query())
+
+
+# ---- the context of a forward, as a tensor ----
+#
+# Autograd, torch.utils.checkpoint, offloading hooks and compilers decide about the life of tensors, so a context lives as
+# long as a tensor does: eight bytes whose storage owns it. Who comes with a copy of that tensor, or after its death, finds
+# no context and runs the forward again.
+
+
+class Reserve(np.ndarray):
+    """The owner of a token's storage."""
+
+    context: Any
+    output: Tensor  # shares the version counter of what the caller got
+    version: int
+    tokens: list[Tensor] | None  # of a call for each sample (vmap)
+
+    def usable(self) -> bool:
+        """Whether the context can still serve a backward: not used up, and `output`, which it reads, is unchanged."""
+        return not self.context.consumed and self.output._version == self.version
+
+
+_reserves: WeakValueDictionary[int, Reserve] = WeakValueDictionary()
+
+
+def keep(context: Any, output: Tensor) -> Tensor:
+    """A token [8] for the context of a forward that returned `output`."""
+    reserve = np.zeros(8, np.uint8).view(Reserve)
+    reserve.context, reserve.output, reserve.tokens = context, output.detach(), None
+    reserve.version = 0 if output.is_inference() else output._version
+    return _register(reserve)
+
+
+def keep_all(tokens: list[Tensor]) -> Tensor:
+    """A token [N, 8] for N tokens."""
+    reserve = np.zeros((len(tokens), 8), np.uint8).view(Reserve)
+    reserve.tokens = tokens
+    return _register(reserve)
+
+
+def _register(reserve: Reserve) -> Tensor:
+    token = torch.from_numpy(reserve)
+    _reserves[token.data_ptr()] = reserve
+    return token
+
+
+def find(token: Tensor) -> Reserve | None:
+    """What the token stands for, unless it is a copy."""
+    return _reserves.get(token.data_ptr())

@@ -1,0 +1,235 @@
+"""The same calls as operators of torch.library: for torch.compile, torch.export, torch.func and everything that wants to
+see an operator instead of Python.
+
+``rnnfast::stack`` and ``rnnfast::stack_backward`` are functions of tensors alone. Between the two travels a token
+(`kernels.keep`) that stands for the engine's context; a backward that finds none behind it runs the forward again, so
+a copied, offloaded or exported graph stays right. An absent result is an empty tensor, as operators return no None.
+
+Their autograd kernels are written by hand: one that torch.library generates drops the tangents of forward mode and
+answers zero where nothing requires a gradient. These refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.forward_ad import unpack_dual
+
+from . import composed, kernels
+from .kernels import Extras, Inputs, Options
+
+_INPUTS = "Tensor x, Tensor? h0, Tensor? c0, Tensor? reset_h, Tensor? reset_c, Tensor[] weights"
+_EXTRAS = "Tensor? lengths, Tensor? reset, Tensor? seed"
+_OPTIONS = "str cell, int num_layers, bool bidirectional, bool batch_first, float dropout, bool return_states"
+_GRADS = "Tensor? grad_output, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_h_all, Tensor? grad_c_all"
+
+torch.library.define(
+    "rnnfast::stack",
+    f"({_INPUTS}, {_EXTRAS}, {_OPTIONS}, bool save) -> (Tensor output, Tensor hn, Tensor cn, Tensor h_all, Tensor c_all, "
+    "Tensor token)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "rnnfast::stack_backward",
+    f"({_GRADS}, {_INPUTS}, {_EXTRAS}, {_OPTIONS}, Tensor output, Tensor token, bool[] needs) -> Tensor[]",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_stack = torch.ops.rnnfast.stack.default
+_stack_backward = torch.ops.rnnfast.stack_backward.default
+
+
+def stack(options: Options, inputs: Inputs, extras: Extras) -> tuple[Tensor | None, ...]:
+    """The five outputs through the operator."""
+    *outputs, _ = _stack(*inputs[:5], list(inputs.weights), *extras, *options, False)
+    has_c = kernels.functional.CELLS[options.cell].has_cell_state
+    there = (True, True, has_c, options.return_states, has_c and options.return_states)
+    return tuple(o if is_there else None for o, is_there in zip(outputs, there, strict=True))
+
+
+def _parse(arguments: Sequence[Any]) -> tuple[Inputs, Extras, Options, tuple[Any, ...]]:
+    """Inputs, extras and options of an operator's arguments, and what comes after them."""
+    return Inputs(*arguments[:6]), Extras(*arguments[6:9]), Options(*arguments[9:15]), tuple(arguments[15:])
+
+
+# ---- the kernels ----
+
+
+@torch.library.impl("rnnfast::stack", "CPU")
+def _stack_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, extras, options, (save,) = _parse(arguments)
+    outputs, context = kernels.forward(options, inputs, extras, training=save or options.dropout > 0)
+    token = kernels.keep(context, outputs[0]) if save else inputs.x.new_zeros(8, dtype=torch.uint8)
+    return (*(inputs.x.new_empty(0) if o is None else o for o in outputs), token)
+
+
+@torch.library.impl("rnnfast::stack_backward", "CPU")
+def _stack_backward_cpu(*arguments: Any) -> list[Tensor]:
+    grads, (inputs, extras, options, (output, token, needs)) = arguments[:5], _parse(arguments[5:])
+    context, retain = _context(options, inputs, extras, output, token)
+    found = kernels.backward(options, inputs, context, grads, needs, retain=retain)
+    return [inputs.x.new_empty(0) if g is None else g for g in found]
+
+
+def _context(options: Options, inputs: Inputs, extras: Extras, output: Tensor, token: Tensor) -> tuple[Any, bool]:
+    """The forward's context, or another one, and whether it must survive."""
+    reserve = kernels.find(token)
+    if reserve is None or reserve.tokens is not None or reserve.context.consumed:
+        return kernels.forward(options, inputs, extras, training=True)[1], False
+    # A compiler may have used the memory that the forward was given for something else.
+    x, h0, c0, reset_h, reset_c = (kernels.array(t) for t in inputs[:5])
+    weights = [kernels.array(w) for w in inputs.weights]
+    reserve.context.rebind(
+        kernels.stack(options, inputs.weights),
+        x,
+        h0,
+        c0,
+        weights,
+        kernels.array(extras.reset),
+        reset_h,
+        reset_c,
+        kernels.array(output),
+    )
+    return reserve.context, kernels.keeps_graph()
+
+
+@torch.library.register_fake("rnnfast::stack")
+def _stack_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, _, options, _ = _parse(arguments)
+    x = inputs.x
+    output, hn, cn = kernels.output_shapes(options, inputs)
+    steps = x.shape[1 if options.batch_first else 0]
+    h_all = [steps, *hn] if options.return_states else [0]
+    c_all = [steps, *cn] if options.return_states and cn is not None else [0]
+    shapes = (output, hn, [0] if cn is None else cn, h_all, c_all)
+    return (*(x.new_empty(shape) for shape in shapes), x.new_empty(8, dtype=torch.uint8))
+
+
+@torch.library.register_fake("rnnfast::stack_backward")
+def _stack_backward_fake(*arguments: Any) -> list[Tensor]:
+    inputs, _, _, (*_, needs) = _parse(arguments[5:])
+    x = inputs.x
+    return [x.new_empty(t.shape if need and t is not None else [0]) for t, need in zip(inputs.flat(), needs, strict=True)]
+
+
+# ---- autograd ----
+
+
+class _Stack(Function):
+    """(options, extras, *inputs.flat()) -> what the operator returns."""
+
+    @staticmethod
+    def forward(ctx: Any, options: Options, extras: Extras, *tensors: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            results = _stack(*tensors[:5], list(tensors[5:]), *extras, *options, True)
+        ctx.options, ctx.has_extras = options, [e is not None for e in extras]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(results[5])
+        ctx.save_for_backward(results[0], results[5], *extras, *tensors)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        output, token, *rest = ctx.saved_tensors
+        extras, tensors = rest[:3], rest[3:]
+        needs = [need and t is not None for need, t in zip(ctx.needs_input_grad[2:], tensors, strict=True)]
+        found = _stack_backward(*grads[:5], *tensors[:5], list(tensors[5:]), *extras, *ctx.options, output, token, needs)
+        return (None, None, *(g if need else None for g, need in zip(found, needs, strict=True)))
+
+
+class _StackBackward(Function):
+    """(options, extras, needs, output, token, *the five gradients, *inputs.flat()) -> the gradients of the inputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, options: Options, extras: Extras, needs: Any, output: Tensor, token: Tensor, *tensors: Any
+    ) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            found = _stack_backward(
+                *tensors[:10], list(tensors[10:]), *extras, *options, output, token, needs
+            )
+        ctx.options, ctx.needs = options, needs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*extras, *tensors)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads_of_grads: Any) -> Any:
+        saved = ctx.saved_tensors
+        extras, grads, inputs = Extras(*saved[:3]), saved[3:8], saved[8:]
+        wanted = [g for g, need in zip(grads_of_grads, ctx.needs, strict=True) if need]
+        of_grads, of_inputs = composed.second_derivative(ctx.options, extras, ctx.needs, grads, inputs, wanted)
+        return (None, None, None, None, None, *of_grads, *of_inputs)
+
+
+@torch.library.impl("rnnfast::stack", "Autograd")
+def _stack_autograd(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, extras, options, _ = _parse(arguments)
+    if _differentiated(inputs.flat()):
+        return tuple(_Stack.apply(options, extras, *inputs.flat()))
+    with torch._C._AutoDispatchBelowAutograd():
+        return tuple(_stack(*arguments))
+
+
+@torch.library.impl("rnnfast::stack_backward", "Autograd")
+def _stack_backward_autograd(*arguments: Any) -> list[Tensor]:
+    grads, (inputs, extras, options, (output, token, needs)) = arguments[:5], _parse(arguments[5:])
+    if _differentiated((*grads, *inputs.flat())):
+        return list(_StackBackward.apply(options, extras, needs, output, token, *grads, *inputs.flat()))
+    with torch._C._AutoDispatchBelowAutograd():
+        return list(_stack_backward(*arguments))
+
+
+def _differentiated(tensors: Sequence[Tensor | None]) -> bool:
+    refuse_forward_mode(tensors)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def refuse_forward_mode(tensors: Sequence[Tensor | None]) -> None:
+    """Raise where a tensor carries a tangent."""
+    if torch.autograd.forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                "rnnfast: forward-mode differentiation (jvp, jacfwd, hessian) has no kernel; use reverse mode, "
+                "torch.func.jacrev for one, or rnnfast.torch.revert(module)"
+            )
+
+
+# ---- vmap: the kernels, sample by sample ----
+
+
+def _take(value: Any, dim: Any, i: int) -> Any:
+    """Sample i of an argument of an operator."""
+    if isinstance(value, (list, tuple)) and isinstance(dim, (list, tuple)):
+        return [_take(v, d, i) for v, d in zip(value, dim, strict=True)]
+    return value if dim is None or value is None else value.select(dim, i)
+
+
+def _stack_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    samples = [_stack(*map(_take, arguments, in_dims, [i] * len(arguments))) for i in range(info.batch_size)]
+    *outputs, tokens = zip(*samples, strict=True)
+    token = kernels.keep_all(list(tokens)) if type(tokens[0]) is Tensor else torch.stack(tokens)
+    return (*map(torch.stack, outputs), token), (0,) * 6
+
+
+def _stack_backward_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    reserve = kernels.find(arguments[21]) if type(arguments[21]) is Tensor else None
+    samples = []
+    for i in range(info.batch_size):
+        sample = list(map(_take, arguments, in_dims, [i] * len(arguments)))
+        if reserve is not None and reserve.tokens is not None:
+            sample[21] = reserve.tokens[i]
+        samples.append(_stack_backward(*sample))
+    found = list(map(torch.stack, zip(*samples, strict=True)))
+    return found, [0] * len(found)
+
+
+_register_vmap: Callable[..., Any] | None = getattr(torch.library, "register_vmap", None)  # since PyTorch 2.5
+if _register_vmap is not None:
+    _register_vmap("rnnfast::stack", _stack_vmap)
+    _register_vmap("rnnfast::stack_backward", _stack_backward_vmap)

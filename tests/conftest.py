@@ -1,0 +1,142 @@
+"""What all tests share: the header of a run, its skips by reason, and the fixtures of threads, processes and data.
+
+A test that changes how calls are shared between threads does it through a fixture of this file, which puts it back.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import rnnfast
+from rnnfast import _core
+
+# (split, threads): every way to share a call, with as many threads as cores usually have, an odd number, and one.
+SHARINGS = (("one", 1), ("batch", 2), ("batch", 3), ("hidden", 2), ("hidden", 3))
+
+
+# ---- the run -------------------------------------------------------------------------------------------------------
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """pytest's -q leaves the header out; which machine ran the kernels is to be seen all the same."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not reporter.showheader:
+        for line in pytest_report_header():
+            reporter.line(line)
+
+
+def pytest_report_header() -> list[str]:
+    cuda = "built" if find_spec("rnnfast._cuda") else "not built"
+    data = os.environ.get("RNNFAST_DATA")
+    return [
+        f"rnnfast {rnnfast.__version__} at {Path(rnnfast.__file__).parent}",
+        f"rnnfast: ISA {_core.isa()} (possible: {', '.join(_core.isas())}), {rnnfast.get_num_threads()} threads, "
+        f"CUDA {cuda}, RNNFAST_DATA {data or 'not set'}",
+    ]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The skipped tests, grouped by reason: what this run did not look at."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    if not reasons:
+        return
+    terminalreporter.section("skipped, by reason")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:5d}  {reason}")
+
+
+# ---- threads -------------------------------------------------------------------------------------------------------
+
+
+class Sharing(NamedTuple):
+    """How a call is shared between threads: "one", "batch", "hidden", or "" for the cost model's choice."""
+
+    split: str
+    threads: int
+
+    def use(self) -> None:
+        _core.set_split(self.split)
+        rnnfast.set_num_threads(self.threads)
+
+
+@pytest.fixture
+def restore_sharing() -> Iterator[None]:
+    """Whatever the test sets, later tests see the split and the number of threads of before."""
+    threads = rnnfast.get_num_threads()
+    yield
+    _core.set_split(os.environ.get("RNNFAST_SPLIT", ""))
+    rnnfast.set_num_threads(threads)
+
+
+@pytest.fixture(params=SHARINGS, ids=lambda p: f"{p[0]}-{p[1]}")
+def sharing(request: pytest.FixtureRequest, restore_sharing: None) -> Sharing:
+    """Each way to share a call between threads, in force during the test."""
+    chosen = Sharing(*request.param)
+    chosen.use()
+    return chosen
+
+
+# ---- processes -----------------------------------------------------------------------------------------------------
+
+RunPython = Callable[..., str]
+
+
+@pytest.fixture
+def run_python() -> RunPython:
+    """``run_python(code, timeout=60, **environment)``: the output of `code` in a fresh interpreter that must succeed.
+
+    An environment variable of None is removed. It finds this very rnnfast and the modules beside the tests.
+    """
+
+    def run(code: str, timeout: float = 60, expect: int = 0, **environment: str | None) -> str:
+        found = run_process(code, timeout, **environment)
+        assert found.returncode == expect, (
+            f"expected exit status {expect}, got {found.returncode}\n{found.stdout}{found.stderr}"
+        )
+        return found.stdout if expect == 0 else found.stderr
+
+    return run
+
+
+def run_process(code: str, timeout: float = 60, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    paths = [str(Path(rnnfast.__file__).parent.parent), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    wanted = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={name: value for name, value in wanted.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data_file() -> Callable[[str], Path]:
+    """``data_file("text/tinyshakespeare.txt")``: its path below $RNNFAST_DATA; skips the test where it is not there."""
+
+    def find(name: str) -> Path:
+        folder = os.environ.get("RNNFAST_DATA")
+        if not folder:
+            pytest.skip(f"RNNFAST_DATA is not set: {name} is not there")
+        path = Path(folder) / name
+        if not path.is_file():
+            pytest.skip(f"RNNFAST_DATA has no {name}")
+        return path
+
+    return find
