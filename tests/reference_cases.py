@@ -168,7 +168,7 @@ def options(case: Case, arrays: Arrays) -> dict[str, Any]:
         "return_states": case.return_states,
         "seed": case.seed,
         "call": case.seed % 5,
-        **dict(case.parameters),
+        **{**reference.CELLS[case.cell].parameters, **dict(case.parameters)},
     }
 
 

@@ -14,6 +14,9 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The CPU engine: the whole time loop of recurrent layers, forward and backward.";
   choose_isa();
 
+  // First, because the signatures of the others name it.
+  py::class_<StackObject> stack(m, "Stack", "The configuration of a stack of recurrent layers.");
+
   py::class_<PackedObject, std::shared_ptr<PackedObject>>(m, "Packed",
                                                           "Weights in the kernels' order, pinned when made.")
       .def(py::init<const StackObject&, const py::sequence&>(), py::arg("stack"), py::arg("weights"))
@@ -31,7 +34,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("consumed", &ContextObject::consumed)
       .def_property_readonly("plan", &ContextObject::plan);
 
-  py::class_<StackObject>(m, "Stack", "The configuration of a stack of recurrent layers.")
+  stack
       .def(py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, int64_t, bool,
                     const std::vector<double>&>(),
            py::arg("cell"), py::arg("dtype"), py::arg("input_size"), py::arg("hidden_size"), py::arg("proj_size"),
@@ -64,15 +67,18 @@ PYBIND11_MODULE(_core, m) {
       },
       "(name, gates, has a cell state, parameters) of every cell.");
 
-  m.def("digest", [](const py::sequence& arrays) -> py::object {
-    uint64_t sum = 0;
-    for (const py::handle& item : arrays) {
-      const auto a = py::reinterpret_borrow<py::object>(item).cast<py::array>();
-      if (!(a.flags() & py::array::c_style)) return py::none();
-      sum = digest(a.data(), static_cast<size_t>(a.nbytes()), sum);
-    }
-    return py::int_(sum);
-  }, py::arg("arrays"), "A number that changes when a byte of the arrays does; None where one is not contiguous.");
+  m.def(
+      "digest",
+      [](const py::sequence& arrays) -> py::object {
+        uint64_t sum = 0;
+        for (const py::handle& item : arrays) {
+          const auto a = py::reinterpret_borrow<py::object>(item).cast<py::array>();
+          if (!(a.flags() & py::array::c_style)) return py::none();
+          sum = digest(a.data(), static_cast<size_t>(a.nbytes()), sum);
+        }
+        return py::int_(sum);
+      },
+      py::arg("arrays"), "A number that changes when a byte of the arrays does; None where one is not contiguous.");
 
   m.def("isa", &isa, "The instruction set in use.");
   m.def("isas", &possible_isas, "Those that this machine can run, best first.");

@@ -74,17 +74,12 @@ class BackwardItem {
     for (int64_t i = 0; i < rows; ++i) scratch_.h_rows[i] = previous_h(item_, t, i);
     if (Cell::kCellState)
       for (int64_t i = 0; i < rows; ++i) scratch_.c_rows[i] = previous_cell_row(item_, t, i);
-    for_grad_h(t, rows, later, from, [&](int64_t i, int64_t block, V dh) {
-      if (item_.projected)
-        store_lanes(dh, item_.grad_raw + (offset(schedule_, t) + i) * item_.P + block * W,
-                    Blocks<T>::lanes(item_.P, block));
-      else
-        adjoint(t, from, i, block, dh);
-    });
-    if (item_.projected) {
-      group_.wait();
-      project(t, rows, from);
-    }
+    grad_h(t, rows, later, from);
+    if constexpr (Cell::kCellState)
+      if (item_.projected) {
+        group_.wait();
+        project(t, rows, from);
+      }
     end_cells(rows, from);
     group_.wait();
   }
@@ -93,7 +88,7 @@ class BackwardItem {
   void finish(int64_t later) {
     const int64_t from = active(schedule_, later);
     mark_cuts(later, from);
-    for_grad_h(kNone, 0, later, from, [](int64_t, int64_t, V) {});
+    grad_h(kNone, 0, later, from);
     end_cells(0, from);
   }
 
@@ -101,42 +96,46 @@ class BackwardItem {
     for (int64_t i = 0; i < from; ++i) scratch_.cut[i] = is_cut(item_, later, i);
   }
 
-  // dL/dh of every sequence that runs at t or ran at `later`, for this thread's blocks. Sequences whose first step was
-  // `later` are done: theirs stays in the carry, for h0.
-  template <class Use>
-  __attribute__((noinline)) void for_grad_h(int64_t t, int64_t rows, int64_t later, int64_t from, Use&& use) {
+  // dL/dh of every sequence that runs at t or ran at `later`, for this thread's blocks.
+  void grad_h(int64_t t, int64_t rows, int64_t later, int64_t from) {
     const GateOperand operand = gate_operand<Cell>(item_);
     const int64_t w_stride = item_.H * Cell::kGates * W;
     if (from > 0)
       for_panels<1>(out_blocks_, from, [&]<int MR, int U>(int64_t row, int64_t block) {
         const T* gates = slot_of<Cell>(item_, 0, offset(schedule_, later) + row) + Cell::kRecurrent * W;
         gates_tile<T, MR, U>(scratch_.tile, gates, operand, item_.w_hh_rows + block * w_stride, w_stride);
-        take_tile(t, rows, row, MR, block, U, use);
+        grad_h_tile(t, rows, from, row, MR, block, U);
       });
     for (int64_t block = out_blocks_.begin; block < out_blocks_.end; ++block)
-      for (int64_t i = from; i < rows; ++i) receive(t, rows, i, block, carry(item_.carry_h, i, block), use);
+      for (int64_t i = from; i < rows; ++i) receive(t, from, i, block, carry(item_.carry_h, i, block));
   }
 
-  template <class Use>
-  __attribute__((noinline)) void take_tile(int64_t t, int64_t rows, int64_t row, int count, int64_t block, int width,
-                                           Use&& use) {
+  // Adds what reaches h beside the recurrent product. Sequences whose first step was the later one are done: theirs stays
+  // in the carry, for h0.
+  __attribute__((noinline)) void grad_h_tile(int64_t t, int64_t rows, int64_t from, int64_t row, int count, int64_t block,
+                                             int width) {
     for (int m = 0; m < count; ++m)
       for (int u = 0; u < width; ++u) {
         V dh = V::load(scratch_.tile + (m * width + u) * W) + carry(item_.carry_h, row + m, block + u);
         if (scratch_.cut[row + m]) divert(item_.carry_reset_h, row + m, block + u, dh);
-        receive(t, rows, row + m, block + u, dh, use);
+        if (row + m < rows)
+          receive(t, from, row + m, block + u, dh);
+        else
+          dh.store(carry_address(item_.carry_h, row + m, block + u));
       }
   }
 
-  template <class Use>
-  RNNFAST_FN void receive(int64_t t, int64_t rows, int64_t i, int64_t block, V dh, Use&& use) {
-    if (i >= rows) return dh.store(carry_address(item_.carry_h, i, block));
+  // dL/dh_t is complete once the caller's gradients are added: the adjoint follows, or the projection's.
+  RNNFAST_FN void receive(int64_t t, int64_t from, int64_t i, int64_t block, V dh) {
     V(T(0)).store(carry_address(item_.carry_h, i, block));
     const int64_t b = batch_index(schedule_, i), lanes = Blocks<T>::lanes(item_.P, block);
     if (item_.grad_out.data) dh = dh + load_lanes(at(item_.grad_out, t, b) + block * W, lanes);
     if (item_.grad_h_all.data) dh = dh + load_lanes(at(item_.grad_h_all, t, b) + block * W, lanes);
     if (item_.record_h.data) store_lanes(dh, at(item_.record_h, t, b) + block * W, lanes);
-    use(i, block, dh);
+    if (item_.projected)
+      store_lanes(dh, item_.grad_raw + (offset(schedule_, t) + i) * item_.P + block * W, lanes);
+    else
+      adjoint(t, from, i, block, dh);
   }
 
   RNNFAST_FN void adjoint(int64_t t, int64_t from, int64_t i, int64_t block, V dh) {

@@ -101,7 +101,7 @@ void backward_layers(const Network<T>& net, Member team, Barrier* barriers) {
       for (int64_t i = groups.mine; i < items; i += groups.groups)
         BackwardItem<T, Cell>(net.items[layer * items + i], cell, groups.member, scratch).run();
     team.wait();
-    layer_gradients<T, Cell>(net, layer, team, scratch);
+    layer_gradients<T, Gates<Cell>>(net, layer, team, scratch);
     team.wait();
   }
 }
@@ -131,7 +131,7 @@ using Real = RNNFAST_REAL;
 template <class Cell>
 void forward(const Network<Real>& net) {
   run_team(net, [&](Member team, Barrier* barriers) {
-    pack_all<Real, Cell>(net, team);
+    pack_all<Real, Gates<Cell>>(net, team);
     forward_layers<Real, Cell>(net, team, barriers);
   });
 }
@@ -139,14 +139,14 @@ void forward(const Network<Real>& net) {
 template <class Cell>
 void backward(const Network<Real>& net) {
   run_team(net, [&](Member team, Barrier* barriers) {
-    pack_all<Real, Cell>(net, team);
+    pack_all<Real, Gates<Cell>>(net, team);
     backward_layers<Real, Cell>(net, team, barriers);
   });
 }
 
 template <class Cell>
 void pack(const Network<Real>& net) {
-  run_team(net, [&](Member team, Barrier*) { pack_all<Real, Cell>(net, team); });
+  run_team(net, [&](Member team, Barrier*) { pack_all<Real, Gates<Cell>>(net, team); });
 }
 
 using Entry = void (*)(const Network<Real>&);

@@ -21,6 +21,22 @@ struct Step {
   int64_t c_row;            // of row 0 in item.cells
 };
 
+// What of a cell the products depend on: cells with one gate share their code.
+struct OneGate {
+  static constexpr int kGates = 1, kSlots = 1, kRecurrent = 0;
+  static constexpr int kInputGate[kGates] = {0}, kRecurrentGate[kGates] = {0};
+};
+template <class Cell, bool = Cell::kGates == 1 && Cell::kSlots == 1>
+struct GatesOf {
+  using type = Cell;
+};
+template <class Cell>
+struct GatesOf<Cell, true> {
+  using type = OneGate;
+};
+template <class Cell>
+using Gates = typename GatesOf<Cell>::type;
+
 template <class Cell, class T>
 RNNFAST_FN T* slot_of(const Item<T>& item, int64_t block, int64_t row) {
   return item.slots + (block * item.slot_rows + row) * Cell::kSlots * Vec<T>::kLanes;
@@ -189,7 +205,7 @@ class ForwardItem {
         rows[offset(schedule_, t) - row0 + i] = at(item_.x, t, batch_index(schedule_, i));
     const int64_t count = offset(schedule_, end) - row0;
     for_panels<Cell::kGates>(blocks_, count, [&]<int MR, int U>(int64_t row, int64_t block) {
-      input_tile<Cell, T, MR, U>(item_, rows + row, row0 - chunk_row_ + row, block);
+      input_tile<Gates<Cell>, T, MR, U>(item_, rows + row, row0 - chunk_row_ + row, block);
     });
   }
 
@@ -208,10 +224,11 @@ class ForwardItem {
     for_panels<Cell::kGates>(blocks_, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
       cell_tile<Cell, T, MR, U>(item_, cell_, step, row, block);
     });
-    if (item_.projected) {
-      group_.wait();
-      project(t, rows);
-    }
+    if constexpr (Cell::kCellState)
+      if (item_.projected) {
+        group_.wait();
+        project(t, rows);
+      }
     if (item_.h_all.data || item_.c_all.data) export_states(t, rows);
     group_.wait();
   }

@@ -5,7 +5,8 @@
     rivals/      one file a library, the same verbs in each                    check.py    is the result right?
     worker.py    the child process of one contender                            contender.py  its handle in the parent
     probes.py    FMA peak, sgemm, read bandwidth                               machine.py  provenance
-    session.py   check, calibrate and time row after row                       summary.py, report.py, plot.py  the outcome
+    session.py   check, calibrate and time row after row                       records.py   the JSON
+    summary.py   means and minima    report.py   on the terminal               plot.py      the picture
 
 Nothing here is imported by `import rnnfast`, and a rival's process never loads the extension modules.
 """

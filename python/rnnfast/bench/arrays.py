@@ -47,7 +47,7 @@ class Arrays:
 
 
 def make_arrays(row: Row) -> Arrays:
-    """Draw the inputs of `row`, in float64 for float64 and in float32 otherwise (rounded to the narrower type first)."""
+    """Draw the inputs of `row`, in float64 for float64, else in float32 (rounded to the narrower type first)."""
     rng = np.random.default_rng(zlib.crc32(repr(row.with_(suite="", name="", device="cpu")).encode()))
     seq_len = STREAM_STEPS if row.mode == "step" else row.T
     draw = _Draw(rng, row.dtype)
@@ -94,7 +94,7 @@ def valid_steps(lengths: Array | None, seq_len: int) -> Array | None:
 
 
 def reversal(lengths: Array | None, seq_len: int, batch_size: int) -> tuple[Array, Array]:
-    """Index (time [T,B], row [1,B]) that turns each row round about its own end, as `x[reversal(...)]`; an involution."""
+    """Index (time [T,B], row [1,B]) that turns each row round about its own end: `x[reversal(...)]`, an involution."""
     ends = np.full(batch_size, seq_len) if lengths is None else lengths
     time = np.arange(seq_len)[:, None]
     return np.where(time < ends, ends - 1 - time, time), np.arange(batch_size)[None, :]

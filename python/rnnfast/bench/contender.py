@@ -30,8 +30,8 @@ _THREAD_VARIABLES = (
 _WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _TIMEOUT = 900.0  # seconds for one answer; a compilation of a long row may take minutes
 
-# The child gets the parent's module path. A rival finds an empty `rnnfast` package in the place of this one, so that its
-# process loads neither the extension modules nor their threads.
+# The child gets the parent's module path. A rival finds an empty `rnnfast` package in the place of this one, so that
+# its process loads neither the extension modules nor their threads.
 _PROGRAM = """
 import json, sys, types
 setup = json.loads(sys.argv[1])
@@ -65,7 +65,7 @@ class Contender:
     def __init__(self, name: str, threads: int, device: str = "cpu") -> None:
         self.name, self.threads, self.device = name, threads, device
         self.version: str | None = None
-        self._log: BinaryIO = tempfile.TemporaryFile()
+        self._log: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         self._process = self._start()
 
     def __enter__(self) -> Contender:
@@ -97,7 +97,7 @@ class Contender:
         finally:
             self._signal("SIGSTOP")
         if "error" in answer:
-            raise ContenderError(f"{self.name}: {answer['error']}")
+            raise ContenderError(answer["error"])
         return answer
 
     def close(self) -> None:
@@ -130,14 +130,15 @@ class Contender:
 
     def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
         stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
+        assert stdin is not None
+        assert stdout is not None
         try:
             stdin.write(json.dumps(request).encode() + b"\n")
         except BrokenPipeError:
             raise ContenderError(self._last_words()) from None
         if not select.select([stdout], [], [], _TIMEOUT)[0]:
             self._process.kill()
-            raise ContenderError(f"{self.name}: no answer to {request['verb']!r} in {_TIMEOUT:.0f} s")
+            raise ContenderError(f"no answer to {request['verb']!r} in {_TIMEOUT:.0f} s")
         line = stdout.readline()
         if not line.endswith(b"\n"):
             self._process.wait()
@@ -154,7 +155,7 @@ class Contender:
         self._log.seek(0)
         words = self._log.read().decode(errors="replace").strip().splitlines()
         ending = f": {words[-1]}" if words else ""
-        return f"{self.name}: the process ended with status {self._process.returncode}{ending}"
+        return f"the process ended with status {self._process.returncode}{ending}"
 
 
 def child_environment(threads: int, device: str) -> dict[str, str]:

@@ -31,6 +31,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def load_average() -> float | None:
+    """How many threads wanted to run during the last minute; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def gpus() -> list[tuple[str, str]]:
     """(name, driver) of each NVIDIA device, as the driver's own tool says; empty where there is none."""
     lines = (_output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or "").splitlines()

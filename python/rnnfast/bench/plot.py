@@ -12,7 +12,10 @@ from .summary import BEST, Ratio, ratios, rivals_in
 
 
 def draw(records: Sequence[Record], path: Path, title: str = "") -> None:
-    """Write a picture of the ratios in `records`; raises ValueError where there is none, ImportError without matplotlib."""
+    """Write a picture of the ratios in `records`.
+
+    Raises ValueError where there is none, ImportError without matplotlib.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

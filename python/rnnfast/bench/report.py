@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -13,12 +14,16 @@ from .arrays import row_steps
 from .records import Record
 from .rows import Row
 from .session import OWN, Measurements, Outcome
-from .summary import ALL, BEST, Group, groups, rivals_in
+from .summary import ALL, BEST, Group, groups
 
+_BUSY = 0.75  # of the cores, in the minute before
 _WIDE, _WIDE_RIVAL = 96, 20  # characters that the whole table takes, and each rival
 
 
-def print_machine(console: Console, measured: Measurements, threads: int) -> None:
+def print_machine(console: Console, measured: Measurements, provenance: dict[str, Any]) -> None:
+    threads, load = provenance["threads"], provenance["load_average"]
+    if load is not None and load > _BUSY * provenance["cores"]:
+        console.print(f"[yellow]other programs are busy here (load {load:.1f}): these times are not to be relied on")
     for dtype, peak in measured.machine.peak_gflops.items():
         gemm = measured.gemm_gflops[dtype]
         line = f"{dtype}: FMA peak {peak:.0f} GFLOP/s on {threads} threads, NumPy's large product {gemm:.0f}"
@@ -71,7 +76,9 @@ def summary_table(records: Sequence[Record]) -> Table | None:
         count = max(group.count for group in members.values())
         style = "bold" if ALL in key else ""
         worst = members[rivals[-1]].worst if rivals[-1] in members else ""
-        table.add_row(*key, str(count), *(_group_cell(members.get(name)) for name in rivals), escape(worst), style=style)
+        table.add_row(
+            *key, str(count), *(_group_cell(members.get(name)) for name in rivals), escape(worst), style=style
+        )
     return table
 
 
@@ -84,17 +91,17 @@ def print_problems(console: Console, outcomes: Sequence[Outcome]) -> bool:
     for outcome in outcomes:
         for name, message in outcome.failures.items():
             failed = True
-            console.print(f"[red]FAILED[/] {escape(outcome.row.name)} {outcome.row.mode}, {escape(message)}")
+            where = f"{outcome.row.name} ({outcome.row.mode}), {name}"
+            console.print(f"[red]FAILED[/] {escape(where)}: {escape(message)}")
     return failed
 
 
 def next_command(suites: Sequence[str], against: Sequence[str], installed: Sequence[str], json: bool, gpu: bool) -> str:
     """One command that shows more than the one that has just run."""
-    if not installed and "numpy" in against:
-        return "pip install torch && rnnfast bench --against torch"
     rivals = ",".join(installed)
-    if "numpy" in against and installed:
-        return f"rnnfast bench --against {rivals}"
+    if tuple(against) == ("numpy",):
+        return f"rnnfast bench --against {rivals}" if rivals else "pip install torch && rnnfast bench --against torch"
+    rivals = rivals or ",".join(against)
     if gpu:
         return "rnnfast bench --suite gpu --device cuda --against torch --json gpu.json"
     if "real" not in suites:

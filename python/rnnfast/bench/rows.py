@@ -17,7 +17,7 @@ DEVICES = ("cpu", "cuda")
 SIZE_CLASSES = ("small", "middle", "large")
 
 _ENGINE_CELLS = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh", "rnn_relu": "rnn_relu"}
-# Multiply-adds of one gate and one step, B*H*(I+H): below the first a call is bound by latency, above the second by flops.
+# Multiply-adds of one gate and step, B*H*(I+H): below the first a call is bound by latency, above the second by flops.
 _SIZE_LIMITS = (2**19, 2**23)
 _TRAIN_FACTOR = 3  # forward, the gradient of the inputs and the gradient of the weights cost one product each
 

@@ -15,7 +15,7 @@ from . import check
 from .arrays import row_steps
 from .contender import Contender, ContenderError
 from .floor import Level, Machine, floor_seconds
-from .machine import provenance
+from .machine import load_average, provenance
 from .records import Record, make_record
 from .rivals import REDUCED_PRECISION, label
 from .rows import Row
@@ -77,6 +77,7 @@ class Session:
         self.contenders: dict[str, Contender] = {}
         self._stack = ExitStack()
         self.measurements = Measurements(Machine(threads, {}, ()), None, {})
+        self._load_average = load_average()  # before this program adds its own
 
     def __enter__(self) -> Session:
         with ExitStack() as stack:
@@ -124,6 +125,7 @@ class Session:
         """As `machine.provenance`, with the measured peaks (GFLOP/s) and read bandwidths (GB/s)."""
         machine = self.measurements.machine
         return provenance(self.threads, self.measurements.isa) | {
+            "load_average": self._load_average,
             "peak_gflops": machine.peak_gflops,
             "gemm_gflops": self.measurements.gemm_gflops,
             "read_gbs": {level.name: level.bandwidth / 1e9 for level in machine.levels},

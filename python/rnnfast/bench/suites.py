@@ -59,8 +59,8 @@ def _square() -> Iterator[Row]:
 _REAL: tuple[tuple[str, str, Shape, tuple[str, ...], dict[str, Any]], ...] = (
     # Silero VAD (github.com/snakers4/silero-vad): a decoder LSTM of 128 units, called once for each 32 ms of speech.
     ("Silero VAD step", "lstm", (1, 1, 128, 128), ("step",), {}),
-    # CleanRL (github.com/vwxyzjn/cleanrl, cleanrl/ppo_atari_lstm.py): 8 environments, 128 steps, 512 features, LSTM 128;
-    # the update replays whole environments, two a minibatch of four, and masks the state where an episode ended.
+    # CleanRL (github.com/vwxyzjn/cleanrl, cleanrl/ppo_atari_lstm.py): 8 environments, 128 steps, 512 features, 128
+    # units; each of four minibatches replays two whole environments and masks the state where an episode ended.
     ("CleanRL rollout", "lstm", (1, 8, 512, 128), ("infer",), {}),
     ("CleanRL update", "lstm", (128, 2, 512, 128), ("train",), {"reset": 0.01}),
     # PufferLib (github.com/PufferAI/PufferLib): default LSTM policy of 128 units, backpropagated through 16 steps.
@@ -71,8 +71,8 @@ _REAL: tuple[tuple[str, str, Shape, tuple[str, ...], dict[str, Any]], ...] = (
     # Isaac Lab with RSL-RL (github.com/isaac-sim/IsaacLab, github.com/leggedrobotics/rsl_rl, ActorCriticRecurrent):
     # proprioceptive observations, LSTM 256, short rollouts of many environments.
     ("Isaac Lab", "lstm", (16, 256, 48, 256), ("train",), {}),
-    # DeepAR as in GluonTS (github.com/awslabs/gluonts; Salinas et al. 2017): 2 layers of 40, batch 32, hourly series with
-    # 48 + 24 steps; decoding draws 100 sample paths of each of the 32 series, one step at a time.
+    # DeepAR as in GluonTS (github.com/awslabs/gluonts; Salinas et al. 2017): 2 layers of 40, batch 32, hourly series
+    # with 48 + 24 steps; decoding draws 100 sample paths of each of the 32 series, one step at a time.
     ("DeepAR", "lstm", (72, 32, 8, 40), BOTH, {"layers": 2}),
     ("DeepAR decoding", "lstm", (1, 3200, 8, 40), ("infer",), {"layers": 2}),
     # neuralforecast (github.com/Nixtla/neuralforecast, models.LSTM): 2 encoder layers of 128.

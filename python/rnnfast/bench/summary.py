@@ -102,6 +102,4 @@ def _has_one_size(total: Group, made: list[Group]) -> bool:
 
 def _belongs(record: Record, key: tuple[str, str, str]) -> bool:
     row = row_of(record)
-    return all(
-        wanted in (ALL, has) for wanted, has in zip(key, (row.family, row.mode, row.size_class), strict=True)
-    )
+    return all(wanted in (ALL, has) for wanted, has in zip(key, (row.family, row.mode, row.size_class), strict=True))

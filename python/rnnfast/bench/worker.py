@@ -1,11 +1,11 @@
 """The process of one contender: answers one JSON line with one JSON line until its input ends.
 
-    {"verb": "open"}                               -> {"version", "reason"}     reason: why the library cannot run, or null
-    {"verb": "truth", "row", "path"}               -> {}                        writes the float64 results to `path`
-    {"verb": "prepare", "row", "truth"}            -> {"errors"} or {"unsupported"}   the error of each tensor
-    {"verb": "calibrate", "seconds"}               -> {"repeats", "seconds"}    calls a batch, seconds a call
-    {"verb": "time", "repeats", "warm"}            -> {"seconds"}               of one call, the mean over a batch
-    {"verb": "probe", "what", ...}                 -> {"value"}
+    {"verb": "open"}                      -> {"version", "reason"}    reason: why the library cannot run, or null
+    {"verb": "truth", "row", "path"}      -> {}                       writes the float64 results to `path`
+    {"verb": "prepare", "row", "truth"}   -> {"errors"} or {"unsupported"}   the error of each tensor, or why not
+    {"verb": "calibrate", "seconds"}      -> {"repeats", "seconds"}   calls a batch, seconds a call
+    {"verb": "time", "repeats", "warm"}   -> {"seconds"}              of one call, the mean over a batch
+    {"verb": "probe", "what", ...}        -> {"value"}
 
 Any exception is answered as {"error"}. The library may print what it likes: the protocol has a descriptor of its own.
 """
@@ -52,7 +52,8 @@ class Worker:
 
     def truth(self, row: dict[str, Any], path: str) -> dict[str, Any]:
         task = Row(**row)
-        np.savez(path, **check.compute_truth(task, make_arrays(task), self.setup.device))
+        truth: dict[str, Any] = check.compute_truth(task, make_arrays(task), self.setup.device)
+        np.savez(path, **truth)
         return {}
 
     def prepare(self, row: dict[str, Any], truth: str) -> dict[str, Any]:

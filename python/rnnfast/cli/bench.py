@@ -48,10 +48,14 @@ class Plan:
 
 
 @click.command("bench")
-@click.option("--suite", type=click.Choice(suites.SUITES), help="Rows to run; quick if neither this nor --shape is given.")
+@click.option(
+    "--suite", type=click.Choice(suites.SUITES), help="Rows to run; quick if neither this nor --shape is given."
+)
 @click.option("--cell", "cells", type=CommaList(CELLS), help="Only these of: lstm,gru,rnn.")
 @click.option("--mode", "modes", type=CommaList(MODES), help="Only these of: infer,train,step (one streamed step).")
-@click.option("--shape", "shapes", type=SHAPE, multiple=True, metavar="T,B,I,H", help="A shape of your own; repeatable.")
+@click.option(
+    "--shape", "shapes", type=SHAPE, multiple=True, metavar="T,B,I,H", help="A shape of your own; repeatable."
+)
 @click.option("--layers", type=click.IntRange(1), help="Stacked layers.")
 @click.option("--bidirectional", is_flag=True, help="Both directions.")
 @click.option("--ragged", type=click.FloatRange(0, 1, min_open=True), metavar="FRACTION", help="Mean length over T.")
@@ -85,7 +89,9 @@ def make_plan(options: dict[str, Any]) -> Plan:
     against = tuple(options["against"] or ("numpy",))
     for name in against:
         if not is_known(name):
-            raise click.BadParameter(f"expected some of {', '.join((*LIBRARIES, *VARIANTS))}, got {name!r}", param_hint="--against")
+            raise click.BadParameter(
+                f"expected some of {', '.join((*LIBRARIES, *VARIANTS))}, got {name!r}", param_hint="--against"
+            )
     for option in ("json_path", "plot_path"):
         path = options[option]
         if path is not None and not path.parent.is_dir():
@@ -103,25 +109,27 @@ def run(plan: Plan, console: Console) -> int:
     """Run the plan, show and write what came of it; the exit status."""
     outcomes: list[Outcome] = []
     status = 0
-    with progress_bar(console, len(plan.rows)) as (tell, advance):
-        with Session(plan.contenders, plan.threads, plan.device, plan.rounds, tell) as session:
-            try:
-                missing = session.open()
-                if missing:
-                    _print_missing(console, missing)
-                    return 1
-                measured = session.measure_machine([d for d in _PEAK_DTYPES if any(r.dtype == d for r in plan.rows)])
-                provenance = session.provenance()
-                report.print_machine(console, measured, plan.threads)
-                for row in plan.rows:
-                    session.tell = _prefixed(tell, report.describe_row(row))
-                    outcomes.append(session.run(row))
-                    if plan.json:
-                        records.write_json(plan.json, _records(outcomes), provenance)
-                    advance()
-            except KeyboardInterrupt:
-                console.print("[yellow]interrupted; what was measured so far:")
-                status = _INTERRUPTED
+    with (
+        progress_bar(console, len(plan.rows)) as (tell, advance),
+        Session(plan.contenders, plan.threads, plan.device, plan.rounds, tell) as session,
+    ):
+        try:
+            missing = session.open()
+            if missing:
+                _print_missing(console, missing)
+                return 1
+            measured = session.measure_machine([d for d in _PEAK_DTYPES if any(r.dtype == d for r in plan.rows)])
+            provenance = session.provenance()
+            report.print_machine(console, measured, provenance)
+            for row in plan.rows:
+                session.tell = _prefixed(tell, report.describe_row(row))
+                outcomes.append(session.run(row))
+                if plan.json:
+                    records.write_json(plan.json, _records(outcomes), provenance)
+                advance()
+        except KeyboardInterrupt:
+            console.print("[yellow]interrupted; what was measured so far:")
+            status = _INTERRUPTED
     failed = _show(plan, outcomes, console)
     return status or int(failed)
 
@@ -130,7 +138,9 @@ def _choose_rows(options: dict[str, Any]) -> list[Row]:
     cells, modes, shapes = options["cells"] or CELLS, options["modes"], options["shapes"]
     device = options["device"] or ("cuda" if options["suite"] == "gpu" else "cpu")
     suite = options["suite"] or (None if shapes else "quick")
-    rows = [row for row in suites.rows_of(suite) if row.family in cells and row.mode in (modes or MODES)] if suite else []
+    rows = (
+        [row for row in suites.rows_of(suite) if row.family in cells and row.mode in (modes or MODES)] if suite else []
+    )
     rows += suites.rows_of_shapes(shapes, cells, modes or ("infer", "train"))
     changes = {name: options[name] for name in ("layers", "ragged", "reset", "dtype") if options[name] is not None}
     changes |= {"bidirectional": True} if options["bidirectional"] else {}

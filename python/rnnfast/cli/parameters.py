@@ -9,7 +9,7 @@ import click
 
 
 class CommaList(click.ParamType):
-    """"a,b" as ("a", "b"), each one of `choices` if there are any."""
+    """ "a,b" as ("a", "b"), each one of `choices` if there are any."""
 
     name = "list"
 
@@ -28,7 +28,7 @@ class CommaList(click.ParamType):
 
 
 class Shape(click.ParamType):
-    """"T,B,I,H" as four positive integers."""
+    """ "T,B,I,H" as four positive integers."""
 
     name = "shape"
 

@@ -110,7 +110,10 @@ def _print(console: Any, lines: list[Line]) -> None:
             table.add_row(line["isa"], "", "", "", line["error"], "", verdict)
             continue
         pairs = zip(line["worst"], line["tolerance"], strict=True)
-        errors = [f"{worst:.1e} ≤ {allowed:.1e}" if worst <= allowed else f"{worst:.1e} > {allowed:.1e}" for worst, allowed in pairs]
+        errors = [
+            f"{worst:.1e} ≤ {allowed:.1e}" if worst <= allowed else f"{worst:.1e} > {allowed:.1e}"
+            for worst, allowed in pairs
+        ]
         table.add_row(line["isa"], line["cell"], line["dtype"], str(line["cases"]), *errors, verdict)
     console.print(table)
     failures = sum(not passes(line) for line in lines)

@@ -17,8 +17,10 @@ Results = dict[str, Array]
 DTYPES = ("float32", "float64")
 _EXACT = {"float64": (1e-12, 1e-11)}  # tolerances of output and states, and of gradients
 _ULPS = 4  # float32: at least this many units in the last place
-_DRAWS = 5  # of the cases with the longest sums: their error is an extreme value, it varies by a factor of two
-_PEER_FACTOR = 2  # float32: at most this many times the worst error of the reference itself, run in float32
+_DRAWS = 3  # of the cases with the longest sums, where float32 errs most
+# float32: at most so many times the worst error of the reference itself, run in float32. Twice a peer's error over 200
+# seeds is the contract, which the tests hold; of these few draws the worst alone varies by another factor of two.
+_PEER_FACTOR = 4
 _PREACTIVATION = 0.5  # times H**-0.5, the size of the weights: in saturated gates 1 - h*h is all rounding error
 
 
@@ -160,10 +162,14 @@ def _draw(cell: str, case: Case, dtype: str) -> dict[str, Any]:
     return {
         "x": normal(*steps, case.input_size),
         "hx": state() if case.initial else None,
-        "weights": [(normal(*shape) * _PREACTIVATION * case.hidden_size**-0.5).astype(dtype) for shape in shapes.values()],
+        "weights": [
+            (normal(*shape) * _PREACTIVATION * case.hidden_size**-0.5).astype(dtype) for shape in shapes.values()
+        ],
         "lengths": np.arange(case.batch_size) * case.seq_len // (case.batch_size - 1) if case.lengths else None,
         "reset": rng.random(steps) < case.reset if case.reset else None,
-        "reset_state": state(batch_size=1 if case.reset_rows == "one" else case.batch_size) if case.reset_rows else None,
+        "reset_state": state(batch_size=1 if case.reset_rows == "one" else case.batch_size)
+        if case.reset_rows
+        else None,
         "incoming": {
             "output": normal(*steps, directions * sizes[0]),
             "state": state(),

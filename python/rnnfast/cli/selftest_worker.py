@@ -1,12 +1,11 @@
 """The cases on one ISA, in a process of its own: ``RNNFAST_ISA=avx2 python -m rnnfast.cli.selftest_worker``.
 
-The ISA is chosen when the engine is loaded, so one process can test only one. Prints a JSON line for each cell and dtype.
+The ISA is chosen when the engine is loaded, so one process tests one. Prints a JSON line for each cell and dtype.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 
 from .. import _core, reference
 from . import selftest_cases as cases
@@ -31,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

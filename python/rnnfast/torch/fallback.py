@@ -48,8 +48,7 @@ def run(options: Options, inputs: Inputs, extras: Extras, training: bool, batch_
     With `batch_sizes`, x and output are a PackedSequence's data.
     """
     if extras.lengths is not None or extras.reset is not None or options.return_states:
-        seed = torch.randint(2**63 - 1, (), device="cpu") if options.dropout > 0 else None
-        return composed.forward(options, inputs, extras._replace(seed=seed))
+        return composed.forward(options, inputs, draw_seed(options, extras))
     function = getattr(torch._VF, MODES[options.cell])  # type: ignore[attr-defined]
     has_c = functional.CELLS[options.cell].has_cell_state
     h0, c0 = _initial(options, inputs, batch_sizes)
@@ -79,12 +78,43 @@ def _initial(options: Options, inputs: Inputs, batch_sizes: Tensor | None) -> tu
     return h0, c0
 
 
+def draw_seed(options: Options, extras: Extras) -> Extras:
+    """With a seed for dropout from torch's generator, where there is dropout."""
+    if options.dropout == 0:
+        return extras
+    return extras._replace(seed=torch.randint(2**63 - 1, (), device="cpu"))
+
+
 # ---- autocast ----
 
 
+def run_in_autocast(kind: str, layer: tuple[Any, ...], call: Callable[[Inputs], Any], inputs: Inputs, modes: tuple[bool, bool]) -> Any:
+    """The five outputs of `call` under autocast: computed in the weights' dtype, returned in the dtypes of torch.nn.
+
+    `modes` are whether the module trains and whether it was given a PackedSequence.
+    """
+    training, packed = modes
+    x, h0 = inputs.x, inputs.h0
+    own, autocast = inputs.weights[0].dtype, torch.get_autocast_dtype(x.device.type)
+    dtypes = (x.dtype, own, None if h0 is None else h0.dtype)
+    grad = torch.is_grad_enabled()
+    expected = autocast_dtypes(kind, layer, dtypes, packed, (training, grad, autocast)) or (autocast,) * 3
+    converted = Inputs(*(None if t is None else t.to(own) for t in inputs[:5]), weights=inputs.weights)
+    of_h, of_c = (expected[1], expected[2]) if len(expected) == 3 else (expected[-1], own)
+    return tuple(
+        None if o is None else o.to(dtype)
+        for o, dtype in zip(call(converted), (expected[0], of_h, of_c, of_h, of_c), strict=True)
+    )
+
+
 @_at_trace_time
+def autocast_dtypes(*question: Any) -> tuple[torch.dtype, ...] | None:
+    """As `_ask_torch`, remembered."""
+    return _ask_torch(*question)
+
+
 @lru_cache(maxsize=1024)
-def autocast_dtypes(
+def _ask_torch(
     kind: str,
     layer: tuple[Any, ...],
     dtypes: tuple[torch.dtype, torch.dtype, torch.dtype | None],

@@ -36,7 +36,7 @@ class Extras(NamedTuple):
 
     lengths: Tensor | None  # int64 [B]
     reset: Tensor | None  # bool [T, B], or as x with batch_first
-    seed: int | Tensor | None  # of dropout
+    seed: Tensor | None  # int64 [], of dropout
 
 
 class Inputs(NamedTuple):

@@ -44,10 +44,19 @@ _stack_backward = torch.ops.rnnfast.stack_backward.default
 
 def stack(options: Options, inputs: Inputs, extras: Extras) -> tuple[Tensor | None, ...]:
     """The five outputs through the operator."""
-    *outputs, _ = _stack(*inputs[:5], list(inputs.weights), *extras, *options, False)
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        refuse_forward_mode(inputs.flat())
+        *outputs, _ = _Stack.apply(options, *extras, *inputs.flat())
+    else:
+        *outputs, _ = _stack(*inputs[:5], list(inputs.weights), *extras, *options, False)
+    return tuple(_present(options, outputs))
+
+
+def _present(options: Options, outputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The five outputs, or their gradients: None again where an empty tensor stands for it."""
     has_c = kernels.functional.CELLS[options.cell].has_cell_state
     there = (True, True, has_c, options.return_states, has_c and options.return_states)
-    return tuple(o if is_there else None for o, is_there in zip(outputs, there, strict=True))
+    return [o if is_there else None for o, is_there in zip(outputs, there, strict=True)]
 
 
 def _parse(arguments: Sequence[Any]) -> tuple[Inputs, Extras, Options, tuple[Any, ...]]:
@@ -116,60 +125,84 @@ def _stack_backward_fake(*arguments: Any) -> list[Tensor]:
 
 
 # ---- autograd ----
+#
+# Functions with a `setup_context` and a `vmap` of their own, which torch.func asks for. It does not look into an operator's
+# autograd kernel, so under its transforms `stack` calls `_Stack` itself.
 
 
 class _Stack(Function):
-    """(options, extras, *inputs.flat()) -> what the operator returns."""
+    """(options, *extras, *inputs.flat()) -> what the operator returns."""
 
     @staticmethod
-    def forward(ctx: Any, options: Options, extras: Extras, *tensors: Any) -> Any:
+    def forward(options: Options, *tensors: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            results = _stack(*tensors[:5], list(tensors[5:]), *extras, *options, True)
-        ctx.options, ctx.has_extras = options, [e is not None for e in extras]
+            return tuple(_stack(*tensors[3:8], list(tensors[8:]), *tensors[:3], *options, True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.options = inputs[0]
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(results[5])
-        ctx.save_for_backward(results[0], results[5], *extras, *tensors)
-        return tuple(results)
+        ctx.mark_non_differentiable(output[5])
+        ctx.save_for_backward(output[0], output[5], *inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        output, token, *rest = ctx.saved_tensors
-        extras, tensors = rest[:3], rest[3:]
-        needs = [need and t is not None for need, t in zip(ctx.needs_input_grad[2:], tensors, strict=True)]
-        found = _stack_backward(*grads[:5], *tensors[:5], list(tensors[5:]), *extras, *ctx.options, output, token, needs)
-        return (None, None, *(g if need else None for g, need in zip(found, needs, strict=True)))
+        output, token, *tensors = ctx.saved_tensors
+        inputs = tensors[3:]
+        needs = tuple(need and t is not None for need, t in zip(ctx.needs_input_grad[4:], inputs, strict=True))
+        arguments = (output, token, *tensors[:3], *_present(ctx.options, grads[:5]), *inputs)
+        found = _StackBackward.apply(ctx.options, needs, *arguments)
+        return (None, None, None, None, *(g if need else None for g, need in zip(found, needs, strict=True)))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, options: Options, *tensors: Any) -> Any:
+        samples = [_Stack.apply(options, *_sample(tensors, in_dims[1:], i)) for i in range(info.batch_size)]
+        return _join_outputs(samples)
 
 
 class _StackBackward(Function):
-    """(options, extras, needs, output, token, *the five gradients, *inputs.flat()) -> the gradients of the inputs."""
+    """(options, needs, output, token, *extras, *the five gradients, *inputs.flat()) -> the gradients of the inputs."""
 
     @staticmethod
-    def forward(
-        ctx: Any, options: Options, extras: Extras, needs: Any, output: Tensor, token: Tensor, *tensors: Any
-    ) -> Any:
+    def forward(options: Options, needs: Any, output: Tensor, token: Tensor, *tensors: Any) -> Any:
+        extras, grads, inputs = tensors[:3], tensors[3:8], tensors[8:]
         with torch._C._AutoDispatchBelowAutograd():
-            found = _stack_backward(
-                *tensors[:10], list(tensors[10:]), *extras, *options, output, token, needs
+            return tuple(
+                _stack_backward(*grads, *inputs[:5], list(inputs[5:]), *extras, *options, output, token, list(needs))
             )
-        ctx.options, ctx.needs = options, needs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.options, ctx.needs = inputs[:2]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*extras, *tensors)
-        return tuple(found)
+        ctx.save_for_backward(*inputs[4:])
 
     @staticmethod
     def backward(ctx: Any, *grads_of_grads: Any) -> Any:
-        saved = ctx.saved_tensors
-        extras, grads, inputs = Extras(*saved[:3]), saved[3:8], saved[8:]
+        tensors = ctx.saved_tensors
+        extras, grads, inputs = Extras(*tensors[:3]), tensors[3:8], tensors[8:]
         wanted = [g for g, need in zip(grads_of_grads, ctx.needs, strict=True) if need]
         of_grads, of_inputs = composed.second_derivative(ctx.options, extras, ctx.needs, grads, inputs, wanted)
-        return (None, None, None, None, None, *of_grads, *of_inputs)
+        return (*(None,) * 7, *of_grads, *of_inputs)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, options: Options, needs: Any, *tensors: Any) -> Any:
+        tokens = _tokens(tensors[1])
+        samples = []
+        for i in range(info.batch_size):
+            sample = _sample(tensors, in_dims[2:], i)
+            if tokens is not None:
+                sample[1] = tokens[i]
+            samples.append(_StackBackward.apply(options, needs, *sample))
+        found = tuple(map(torch.stack, zip(*samples, strict=True)))
+        return found, (0,) * len(found)
 
 
 @torch.library.impl("rnnfast::stack", "Autograd")
 def _stack_autograd(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, extras, options, _ = _parse(arguments)
     if _differentiated(inputs.flat()):
-        return tuple(_Stack.apply(options, extras, *inputs.flat()))
+        return tuple(_Stack.apply(options, *extras, *inputs.flat()))
     with torch._C._AutoDispatchBelowAutograd():
         return tuple(_stack(*arguments))
 
@@ -178,7 +211,7 @@ def _stack_autograd(*arguments: Any) -> tuple[Tensor, ...]:
 def _stack_backward_autograd(*arguments: Any) -> list[Tensor]:
     grads, (inputs, extras, options, (output, token, needs)) = arguments[:5], _parse(arguments[5:])
     if _differentiated((*grads, *inputs.flat())):
-        return list(_StackBackward.apply(options, extras, needs, output, token, *grads, *inputs.flat()))
+        return list(_StackBackward.apply(options, tuple(needs), output, token, *extras, *grads, *inputs.flat()))
     with torch._C._AutoDispatchBelowAutograd():
         return list(_stack_backward(*arguments))
 
@@ -203,33 +236,34 @@ def refuse_forward_mode(tensors: Sequence[Tensor | None]) -> None:
 # ---- vmap: the kernels, sample by sample ----
 
 
-def _take(value: Any, dim: Any, i: int) -> Any:
-    """Sample i of an argument of an operator."""
+def _sample(tensors: Sequence[Any], in_dims: Sequence[Any], i: int) -> list[Any]:
+    """Sample i of the arguments."""
+    return [_select(t, dim, i) for t, dim in zip(tensors, in_dims, strict=True)]
+
+
+def _select(value: Any, dim: Any, i: int) -> Any:
     if isinstance(value, (list, tuple)) and isinstance(dim, (list, tuple)):
-        return [_take(v, d, i) for v, d in zip(value, dim, strict=True)]
+        return _sample(value, dim, i)
     return value if dim is None or value is None else value.select(dim, i)
 
 
-def _stack_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-    samples = [_stack(*map(_take, arguments, in_dims, [i] * len(arguments))) for i in range(info.batch_size)]
+def _join_outputs(samples: Sequence[Any]) -> Any:
+    """What the operator returned for each sample, along a new first axis."""
     *outputs, tokens = zip(*samples, strict=True)
     token = kernels.keep_all(list(tokens)) if type(tokens[0]) is Tensor else torch.stack(tokens)
     return (*map(torch.stack, outputs), token), (0,) * 6
 
 
-def _stack_backward_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-    reserve = kernels.find(arguments[21]) if type(arguments[21]) is Tensor else None
-    samples = []
-    for i in range(info.batch_size):
-        sample = list(map(_take, arguments, in_dims, [i] * len(arguments)))
-        if reserve is not None and reserve.tokens is not None:
-            sample[21] = reserve.tokens[i]
-        samples.append(_stack_backward(*sample))
-    found = list(map(torch.stack, zip(*samples, strict=True)))
-    return found, [0] * len(found)
+def _tokens(token: Tensor) -> list[Tensor] | None:
+    """Those that `_join_outputs` joined, if they are still there."""
+    reserve = kernels.find(token) if type(token) is Tensor else None
+    return None if reserve is None else reserve.tokens
+
+
+def _stack_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    return _join_outputs([_stack(*_sample(arguments, in_dims, i)) for i in range(info.batch_size)])
 
 
 _register_vmap: Callable[..., Any] | None = getattr(torch.library, "register_vmap", None)  # since PyTorch 2.5
 if _register_vmap is not None:
     _register_vmap("rnnfast::stack", _stack_vmap)
-    _register_vmap("rnnfast::stack_backward", _stack_backward_vmap)

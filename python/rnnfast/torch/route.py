@@ -7,7 +7,7 @@ weights packed once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,9 @@ class PackCache:
     def __init__(self) -> None:
         self._last: tuple[Any, int, Any] | None = None
 
+    def __reduce__(self) -> Any:
+        return PackCache, ()  # a copy of a module, or one from a file, packs its own
+
     def get(self, layers: Any, weights: Sequence[Any]) -> Any:
         """The packed form of `weights`, or `weights` themselves where they cannot be recognised again."""
         digest = functional.digest(weights)
@@ -51,24 +54,26 @@ class PackCache:
         return packed
 
 
-def run(options: Options, inputs: Inputs, extras: Extras, cache: PackCache | None) -> tuple[Tensor | None, ...]:
-    """The five outputs of `kernels.forward`; `cache` is None where the weights are made anew for each call."""
+def run(
+    options: Options, inputs: Inputs, extras: Extras, cache: Callable[[], PackCache | None]
+) -> tuple[Tensor | None, ...]:
+    """The five outputs of `kernels.forward`; `cache` gives None where the weights are made anew for each call."""
     tensors = inputs.flat()
     if not _is_plain(tensors):
-        seed = extras.seed
-        return operators.stack(options, inputs, extras if seed is None else extras._replace(seed=torch.as_tensor(seed)))
+        return operators.stack(options, inputs, extras)
     if forward_ad._current_level >= 0:
         operators.refuse_forward_mode(tensors)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         results: tuple[Tensor | None, ...] = Layers.apply(options, extras, *tensors)
         return results
     packed = None
-    if cache is not None and options.dropout == 0:
-        packed = cache.get(kernels.stack(options, inputs.weights), [kernels.array(w) for w in inputs.weights])
+    if options.dropout == 0 and (packs := cache()) is not None:
+        packed = packs.get(kernels.stack(options, inputs.weights), [kernels.array(w) for w in inputs.weights])
     return kernels.forward(options, inputs, extras, training=options.dropout > 0, packed=packed)[0]
 
 
 def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
     if torch.compiler.is_compiling() or _transforming() or _modes() or _tracing() is not None:
         return False
-    return all(t is None or (type(t) in _PLAIN and t.device.type == "cpu") for t in tensors)
+    x = tensors[0]
+    return x is not None and x.device.type == "cpu" and all(t is None or type(t) in _PLAIN for t in tensors)

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from ..arrays import Array
 from ..rows import Row
 
@@ -91,4 +93,4 @@ def named_states(row: Row, states: Sequence[Array]) -> dict[str, Array]:
 
 def reset_times(reset: Array) -> list[int]:
     """The steps at which a library without resets must be called anew, t = 0 always among them."""
-    return sorted({0, *reset.any(axis=1).nonzero()[0].tolist()})
+    return sorted({0, *np.flatnonzero(reset.any(axis=1)).tolist()})

@@ -1,4 +1,4 @@
-"""JAX: one jitted `lax.scan` a layer and direction with the input product batched outside, `value_and_grad` for training.
+"""JAX: a jitted `lax.scan` for each layer and direction, the input product batched outside; `value_and_grad` to train.
 
 Ragged batches and resets are masks inside the scan; a reversed direction is the scan over turned sequences.
 """
@@ -176,4 +176,7 @@ _CELLS: dict[str, tuple[Callable[..., State], int]] = {
 
 def _fetched(results: dict[str, Any]) -> dict[str, Array]:
     """NumPy copies, bfloat16 as float32."""
-    return {name: np.array(value.astype("float32") if value.dtype == jnp.bfloat16 else value) for name, value in results.items()}
+    return {
+        name: np.array(value.astype("float32") if value.dtype == jnp.bfloat16 else value)
+        for name, value in results.items()
+    }

@@ -106,13 +106,13 @@ def _backward(row: Row, arrays: Arrays, tape: list[_Track]) -> dict[str, Array]:
     grads: dict[str, Array] = {}
     grad = arrays.grad_output
     for layer in reversed(range(row.layers)):
-        total = 0
+        parts = []
         for direction in range(row.directions):
             track = tape[layer * row.directions + direction]
             part = grad[:, :, direction * row.H : (direction + 1) * row.H]
             grad_x = _run_back(row.cell, arrays.weights, track, part[track.index] if track.index else part, grads)
-            total = total + (grad_x[track.index] if track.index else grad_x)
-        grad = np.asarray(total)
+            parts.append(grad_x[track.index] if track.index else grad_x)
+        grad = parts[0] + parts[1] if row.bidirectional else parts[0]
     return {"grad_x": grad, **{f"grad_{name}": grads[name] for name in arrays.weights}}
 
 

@@ -134,7 +134,9 @@ def build_model(row: Row, arrays: Arrays) -> bytes:
     inputs = [value(name, TensorProto.FLOAT, 3) for name in ("x", *(f"{state}0" for state in states))]
     inputs += [value("lengths", TensorProto.INT32, 1)] if arrays.lengths is not None else []
     outputs = [value(name, TensorProto.FLOAT, 3) for name in (f"y_{row.layers}", *(f"{state}n" for state in states))]
-    graph = helper.make_graph(nodes, "rnn", inputs, outputs, [_tensor(name, array) for name, array in constants.items()])
+    graph = helper.make_graph(
+        nodes, "rnn", inputs, outputs, [_tensor(name, array) for name, array in constants.items()]
+    )
     opset = [helper.make_opsetid("", _OPSET)]
     return helper.make_model(graph, opset_imports=opset, ir_version=_IR_VERSION).SerializeToString()
 

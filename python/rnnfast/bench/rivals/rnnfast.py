@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,8 @@ def available(device: str) -> str | None:
         return None
     try:
         import cupy
-        import rnnfast._cuda  # noqa: F401
+
+        importlib.import_module("rnnfast._cuda")
     except ImportError as error:
         return f"device cuda: {error}"
     return None if cupy.cuda.runtime.getDeviceCount() else "device cuda: none found"

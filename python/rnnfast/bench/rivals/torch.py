@@ -93,8 +93,7 @@ class _Network:
     def step_job(self) -> tuple[Callable[[], Any], Callable[[], dict[str, Array]]]:
         self.layer.eval()
         with torch.inference_mode():
-            state, inputs = self.hx, self.x.unbind(0)
-            inputs = [x.unsqueeze(0) for x in inputs]
+            state, inputs = self.hx, [x.unsqueeze(0) for x in self.x.unbind(0)]
 
         @torch.inference_mode()
         def call(x: torch.Tensor = inputs[0]) -> torch.Tensor:

@@ -1,0 +1,146 @@
+"""torch.nn's recurrent cells on rnnfast's kernels: one step, `RNNCell`, `LSTMCell`, `GRUCell`.
+
+A cell's step is a layer's call with T = 1. For many steps a layer is faster by far, with `reset` and `return_states` for
+what a loop over a cell is usually written for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import fallback, route
+from .kernels import Extras, Inputs, Options
+
+__all__ = ["GRUCell", "LSTMCell", "RNNCell"]
+
+_NO_EXTRAS = Extras(None, None, None)
+
+
+class Cell(torch.nn.RNNCellBase):
+    """What the cells share: ``cell(input [B, I] or [I], hx [B, H] or [H])``, for an LSTM a pair."""
+
+    _pack_cache: route.PackCache | None = None
+
+    def _step(self, cell: str, input: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """The new state, (h,) or (h, c); `state` holds Nones where none was given."""
+        unbatched = input.dim() == 1
+        x = input.unsqueeze(0) if unbatched else input
+        elements = [s.unsqueeze(0) if s is not None and s.dim() == 1 else s for s in state]
+        self._check(x, elements)
+        # [B, .] as one step [1, B, .] of one layer
+        h0, c0 = [None if s is None else s.unsqueeze(0) for s in (*elements, None)[:2]]
+        inputs = Inputs(x.unsqueeze(0), h0, c0, None, None, self._weights())
+        options = Options(cell, 1, False, False, 0.0, False)
+        _, *new = self._run(options, inputs)
+        step = [s.squeeze(0) for s in new[: len(state)]]
+        return tuple(s.squeeze(0) for s in step) if unbatched else tuple(step)
+
+    def _run(self, options: Options, inputs: Inputs) -> tuple[Any, ...]:
+        why = fallback.reason(inputs.x, inputs.weights[0])
+        if why is not None and fallback.announce(why):
+            return fallback.run(options, inputs, _NO_EXTRAS, False, None)
+        if not torch.is_autocast_enabled(inputs.x.device.type):
+            return route.run(options, inputs, _NO_EXTRAS, self._cache)
+        kind = {"lstm": "LSTMCell", "gru": "GRUCell"}.get(options.cell, "RNNCell")
+        return fallback.run_in_autocast(
+            kind,
+            (),
+            lambda converted: route.run(options, converted, _NO_EXTRAS, self._cache),
+            inputs,
+            (self.training, False),
+        )
+
+    def _weights(self) -> list[Tensor]:
+        weights = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        return weights if weights[2] is not None else weights[:2]
+
+    def _cache(self) -> route.PackCache | None:
+        """The packed weights of inference; None for weights that are computed anew for each call."""
+        if any(name not in self._parameters for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")):
+            return None
+        if self._pack_cache is None:
+            self.__dict__["_pack_cache"] = route.PackCache()
+        return self._pack_cache
+
+    def _check(self, x: Tensor, state: list[Any]) -> None:
+        """In torch's words."""
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
+        if x.dtype != self.weight_ih.dtype and not autocast:
+            raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {x.dtype} and {self.weight_ih.dtype}")
+        for i, s in enumerate(state):
+            if s is None:
+                continue
+            if s.shape[0] != x.shape[0]:
+                raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{i} batch size {s.shape[0]}")
+            if s.shape[1] != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{i} has inconsistent hidden_size: got {s.shape[1]}, expected {self.hidden_size}"
+                )
+            if s.dtype != x.dtype and not autocast:
+                raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {s.dtype} and {x.dtype}")
+
+
+def check_rank(kind: str, name: str, tensor: Tensor | None) -> None:
+    if tensor is not None and tensor.dim() not in (1, 2):
+        raise ValueError(f"{kind}: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
+
+
+class RNNCell(Cell):
+    """torch.nn.RNNCell: h' = f(W_ih x + b_ih + W_hh h + b_hh) with f = tanh or ReLU."""
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012 (torch's)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        check_rank("RNNCell", "input", input)
+        check_rank("RNNCell", "hidden", hx)
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return self._step(f"rnn_{self.nonlinearity}", input, (hx,))[0]
+
+
+class LSTMCell(Cell):
+    """torch.nn.LSTMCell: i, f, o = σ(…), g = tanh(…), c' = f∘c + i∘g, h' = o∘tanh(c')."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        check_rank("LSTMCell", "input", input)
+        h, c = (None, None) if hx is None else hx
+        check_rank("LSTMCell", "hx[0]", h)
+        check_rank("LSTMCell", "hx[1]", c)
+        new_h, new_c = self._step("lstm", input, (h, c))
+        return new_h, new_c
+
+
+class GRUCell(Cell):
+    """torch.nn.GRUCell: r, z = σ(…), n = tanh(W_in x + b_in + r∘(W_hn h + b_hn)), h' = (1-z)∘n + z∘h."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        check_rank("GRUCell", "input", input)
+        check_rank("GRUCell", "hidden", hx)
+        return self._step("gru", input, (hx,))[0]
