@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cell/gru.h"
+#include "cell/leaky_rnn.h"
 #include "cell/lstm.h"
 #include "cell/rnn.h"
 
@@ -10,7 +11,9 @@
   X(rnn_tanh, RnnTanh, "") \
   X(rnn_relu, RnnRelu, "") \
   X(lstm, Lstm, "")        \
-  X(gru, Gru, "")
+  X(gru, Gru, "") \
+  X(leaky_tanh, LeakyTanh, "alpha") \
+  X(leaky_relu, LeakyRelu, "alpha")
 
 namespace rnnfast {
 

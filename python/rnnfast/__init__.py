@@ -17,7 +17,7 @@ from .functional import get_num_threads, set_num_threads
 from .interop import from_torch
 from .layers import Dropout, Embedding, Linear, Sequential
 from .losses import bce_with_logits, cross_entropy, mse_loss
-from .modules import GRU, LSTM, RNN
+from .modules import GRU, LSTM, RNN, LeakyRNN
 from .serialization import load, load_checkpoint, save
 from .training import gradient_flow, tbptt
 
@@ -29,6 +29,7 @@ __all__ = [
     "Embedding",
     "GRUCell",
     "LSTMCell",
+    "LeakyRNN",
     "Linear",
     "Module",
     "Parameter",

@@ -24,7 +24,7 @@ from .base import Parameter
 from .recurrent import Recurrent, cell_weight_shapes, map_state, with_batch_axis
 from .stream import Stream
 
-__all__ = ["GRU", "LSTM", "RNN", "RecurrentLayer"]
+__all__ = ["GRU", "LSTM", "RNN", "LeakyRNN", "RecurrentLayer"]
 
 NONLINEARITIES = ("tanh", "relu")
 
@@ -388,6 +388,52 @@ class GRU(RecurrentLayer):
             dtype,
             seed=seed,
         )
+
+
+class LeakyRNN(RecurrentLayer):
+    """Leaky RNN: h_t = (1 - alpha) h_{t-1} + alpha f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), f = tanh or ReLU.
+
+    The continuous-time network tau dh/dt = -h + f(...) by Euler steps, alpha = dt / tau (Song, Yang & Wang 2016).
+
+    Parameters
+    ----------
+    alpha : float in [0, 1]
+        1 is the vanilla RNN; 0 keeps the state.
+
+    The others are those of `RNN`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        alpha: float = 0.1,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            f"leaky_{check_choice('nonlinearity', nonlinearity, NONLINEARITIES)}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device,
+            dtype,
+            seed=seed,
+            alpha=check_number("alpha", alpha, 0.0, 1.0),
+        )
+        self.nonlinearity = nonlinearity
 
 
 def incoming(last: Pass, grad_output: Any, grad_state: Any, grad_states: Any) -> tuple[Any, Any, Any]:

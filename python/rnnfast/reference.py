@@ -200,6 +200,32 @@ def gru_adjoint(saved: Any, grad: State) -> tuple[Array, Array, State]:
     return join(da_r, da_z, da_n), join(da_r, da_z, da_n * r), (dh * z,)
 
 
+def leaky_tanh_step(from_x: Array, from_h: Array, state: State, alpha: float) -> tuple[State, Any]:
+    """f = tanh(W_ih x + b_ih + W_hh h + b_hh); h = (1 - alpha) h + alpha f"""
+    (h_prev,) = state
+    f = tanh(from_x + from_h)
+    return ((1 - alpha) * h_prev + alpha * f,), f
+
+
+def leaky_tanh_adjoint(f: Array, grad: State, alpha: float) -> tuple[Array, Array, State]:
+    (dh,) = grad
+    da, _, _ = rnn_tanh_adjoint(f, (alpha * dh,))
+    return da, da, ((1 - alpha) * dh,)
+
+
+def leaky_relu_step(from_x: Array, from_h: Array, state: State, alpha: float) -> tuple[State, Any]:
+    """f = max(0, W_ih x + b_ih + W_hh h + b_hh); h = (1 - alpha) h + alpha f"""
+    (h_prev,) = state
+    f = relu(from_x + from_h)
+    return ((1 - alpha) * h_prev + alpha * f,), f
+
+
+def leaky_relu_adjoint(f: Array, grad: State, alpha: float) -> tuple[Array, Array, State]:
+    (dh,) = grad
+    da, _, _ = rnn_relu_adjoint(f, (alpha * dh,))
+    return da, da, ((1 - alpha) * dh,)
+
+
 @dataclass(frozen=True)
 class Cell:
     """What the time loop must know of a cell.
@@ -228,6 +254,8 @@ CELLS: dict[str, Cell] = {
     "rnn_relu": Cell(gates=1, has_c=False, step=rnn_relu_step, adjoint=rnn_relu_adjoint),
     "lstm": Cell(gates=4, has_c=True, step=lstm_step, adjoint=lstm_adjoint),
     "gru": Cell(gates=3, has_c=False, step=gru_step, adjoint=gru_adjoint),
+    "leaky_tanh": Cell(1, False, leaky_tanh_step, leaky_tanh_adjoint, MappingProxyType({"alpha": 0.1})),
+    "leaky_relu": Cell(1, False, leaky_relu_step, leaky_relu_adjoint, MappingProxyType({"alpha": 0.1})),
 }
 
 
