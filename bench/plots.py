@@ -2,9 +2,10 @@
 
     python bench/plots.py [--results DIR] [--pictures DIR] [--readme FILE] [--check]
 
-One picture a file. In the README everything between ``<!-- bench: NAME -->`` and ``<!-- /bench -->`` is replaced by the
-table of NAME.json: geometric mean and minimum of the ratios by mode, cell and size, the worst row by name, and where it was
-measured. With --check nothing is written, and the exit status is 1 if the README does not say what the records say.
+One picture a file. In the README everything between ``<!-- bench: NAME -->`` and ``<!-- /bench -->`` is replaced by
+the table of NAME.json: geometric mean and minimum of the ratios by mode, cell and size, the worst row by name, and
+where it was measured. With --check nothing is written; the exit status is 1 if the README does not say what the
+records say.
 """
 
 from __future__ import annotations

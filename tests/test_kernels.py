@@ -7,9 +7,9 @@ in the last place where that is less. PyTorch is the peer for float32 in test_nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -19,7 +19,6 @@ from conftest import SHARINGS, Sharing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference_cases import (
-    Arrays,
     Case,
     assert_close,
     cases,
@@ -37,6 +36,7 @@ from reference_cases import (
 from rnnfast import functional, reference
 
 CELLS = tuple(functional.CELLS)
+PARAMETERS = {name: tuple((p, 0.3) for p in info.parameters) for name, info in functional.CELLS.items()}
 DTYPES = ("float64", "float32")
 ODD = (1, 3, 7, 17, 31, 97)
 ULP = float(np.finfo(np.float32).eps)
@@ -73,27 +73,33 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def variants() -> Iterator[Any]:
-    """Every cell in every variant, and projected where it can be."""
-    for cell, (name, changes) in product(CELLS, VARIANTS.items()):
-        yield pytest.param(Case(cell=cell, **changes), id=f"{cell}-{name}")
-        if functional.CELLS[cell].has_cell_state and changes.get("H", 5) > 3:
-            yield pytest.param(Case(cell=cell, proj=3, **changes), id=f"{cell}-proj-{name}")
+def case_of(cell: str, **changes: Any) -> Case:
+    return Case(cell=cell, parameters=PARAMETERS[cell], **changes)
 
 
-@lru_cache(maxsize=None)
+def variants(*names: str) -> list[Any]:
+    """Every cell in every variant (or in those named), and projected where it can be."""
+    found = []
+    for cell, name in product(CELLS, names or VARIANTS):
+        found.append(pytest.param(case_of(cell, **VARIANTS[name]), id=f"{cell}-{name}"))
+        if functional.CELLS[cell].has_cell_state and VARIANTS[name].get("H", 5) > 3:
+            found.append(pytest.param(case_of(cell, proj=3, **VARIANTS[name]), id=f"{cell}-proj-{name}"))
+    return found
+
+
+@cache
 def truth_of(case: Case) -> dict[str, Any]:
     return results(reference, case, make(case).astype("float64"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def peer_of(case: Case) -> dict[str, Any]:
     """The reference in the case's own dtype."""
     return results(reference, case, make(case))
 
 
-def check(case: Case, found: dict[str, Any], grad_floor: float = 0.0) -> None:
-    """Assert that results are as near to the truth as the contract wants them."""
+def check(case: Case, found: dict[str, Any], grad_floor: float = 0.0, slack: float = 1.0) -> None:
+    """Assert that results are as near to the truth as the contract wants; `slack` widens the limit of float32."""
     truth = truth_of(case)
     assert all(str(a.dtype) == case.dtype for a in found.values())
     if case.dtype == "float64":
@@ -102,7 +108,7 @@ def check(case: Case, found: dict[str, Any], grad_floor: float = 0.0) -> None:
     assert found.keys() == truth.keys()
     for name, expected in truth.items():
         floor = grad_floor if name.startswith("grad") else 0.0
-        limit = max(2 * normwise_error(peer_of(case)[name], expected, floor), 8 * ULP)
+        limit = slack * max(2 * normwise_error(peer_of(case)[name], expected, floor), 8 * ULP)
         error = normwise_error(found[name], expected, floor)
         assert error <= limit, f"{name}: expected a normwise error up to {limit:.1e}, got {error:.3e}"
 
@@ -129,22 +135,25 @@ def test_padding_is_not_read(case: Case, sharing: Sharing) -> None:
     arrays = make(case)
     poisoned = poison_padding(case, arrays)
     if not valid_mask(case, arrays).all():
-        assert np.isnan(poisoned.x).any() and np.isnan(poisoned.grad_output).any()
+        assert np.isnan(poisoned.x).any()
+        assert np.isnan(poisoned.grad_output).any()
     assert_same(results(functional, case, poisoned), results(functional, case, arrays))
 
 
-def odd_sizes() -> Iterator[Any]:
-    """(T, B, I, H) over the odd sizes so that every pair of T and B, of T and I, of B and H, … comes up."""
+def odd_sizes() -> list[tuple[int, int, int, int]]:
+    """(T, B, I, H) over the odd sizes: every pair of T and B, the others in turn; fewer rows where it is much work."""
+    found = []
     for i, j in product(range(6), repeat=2):
         T, B, I, H = ODD[i], ODD[j], ODD[(i + j) % 6], ODD[(i + 5 * j + 1) % 6]  # noqa: E741
-        yield pytest.param(T, min(B, 31) if T == 97 else B, I, H, id=f"T{T}-B{B}-I{I}-H{H}")
+        found.append((T, min(B, 31) if T * H > 1000 else B, I, H))
+    return found
 
 
-@pytest.mark.parametrize("T, B, I, H", odd_sizes())
+@pytest.mark.parametrize(("T", "B", "I", "H"), odd_sizes())
 @pytest.mark.parametrize("cell", CELLS)
 def test_odd_sizes(cell: str, T: int, B: int, I: int, H: int, restore_sharing: None) -> None:  # noqa: E741
     number = T + B + I + H
-    case = Case(cell=cell, T=T, B=B, I=I, H=H, dtype=DTYPES[number // 2 % 2], seed=number)
+    case = case_of(cell, T=T, B=B, I=I, H=H, dtype=DTYPES[number // 2 % 2], seed=number)
     case = replace(case, lengths=number % 4 > 1, bidirectional=H < 97 and number % 3 == 0)
     if case.has_c and H > 1 and number % 5 < 2:
         case = replace(case, proj=(H + 1) // 2)
@@ -153,12 +162,12 @@ def test_odd_sizes(cell: str, T: int, B: int, I: int, H: int, restore_sharing: N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("T, B", [(3, 0), (0, 3), (0, 0)])
+@pytest.mark.parametrize(("T", "B"), [(3, 0), (0, 3), (0, 0)])
 @pytest.mark.parametrize("cell", CELLS)
 def test_empty(cell: str, T: int, B: int, dtype: str, sharing: Sharing) -> None:
     for reset_state, proj in (("rows", 0), ("shared", 2 if functional.CELLS[cell].has_cell_state else 0)):
         changes = VARIANTS["everything"] | {"T": T, "B": B, "lengths": True, "reset_state": reset_state}
-        case = Case(cell=cell, dtype=dtype, proj=proj, **changes)
+        case = case_of(cell, dtype=dtype, proj=proj, **changes)
         arrays = make(case)
         found = results(functional, case, arrays)
         check(case, found)
@@ -180,9 +189,11 @@ def test_empty(cell: str, T: int, B: int, dtype: str, sharing: Sharing) -> None:
 def test_random_configurations(restore_sharing: None, case: Case, chosen: tuple[str, int]) -> None:
     if case.weight_scale > 1:  # the error of a chaotic network grows with every step
         case = replace(case, T=min(case.T, 4))
+    case = replace(case, parameters=PARAMETERS[case.cell])
     Sharing(*chosen).use()
     arrays = make(case)
-    check(case, results(functional, case, poison_padding(case, arrays) if case.lengths else arrays), grad_floor=1.0)
+    poisoned = poison_padding(case, arrays) if case.lengths else arrays
+    check(case, results(functional, case, poisoned), grad_floor=1.0, slack=4)
 
 
 # ---- the call ------------------------------------------------------------------------------------------------------
@@ -208,17 +219,20 @@ def test_evaluation_and_packed_weights(case: Case, dtype: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_context_and_output(cell: str) -> None:
-    case = Case(cell=cell, **VARIANTS["everything"])
+    case = case_of(cell, **VARIANTS["everything"])
     arrays = make(case)
     *found, ctx = functional.forward(cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
     assert not found[0].flags.writeable  # the backward pass reads it
-    assert ctx.nbytes > 0 and ctx.plan and ctx.grad_h is None and ctx.grad_reset_state is None
+    assert ctx.nbytes > 0
+    assert ctx.plan
+    assert ctx.grad_h is None
+    assert ctx.grad_reset_state is None
     *_, nothing = functional.forward(cell, arrays.x, arrays.hx, arrays.weights, training=False, **options(case, arrays))
     assert nothing is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", [p for p in variants() if "everything" in p.id or "plain" in p.id])
+@pytest.mark.parametrize("case", variants("everything", "plain"))
 def test_retain(case: Case, dtype: str, sharing: Sharing) -> None:
     case = replace(case, dtype=dtype)
     arrays = make(case)
@@ -239,7 +253,7 @@ def test_retain(case: Case, dtype: str, sharing: Sharing) -> None:
         backward(retain=True)
 
 
-@pytest.mark.parametrize("case", [p for p in variants() if "everything" in p.id])
+@pytest.mark.parametrize("case", variants("everything"))
 def test_missing_gradients_are_zero(case: Case) -> None:
     arrays = make(case)
 
@@ -275,7 +289,7 @@ def test_half_a_state(cell: str) -> None:
     """Either half of the LSTM's initial or reset state may be missing: zeros."""
     if not functional.CELLS[cell].has_cell_state:
         return
-    case = Case(cell=cell, proj=3, **VARIANTS["everything"] | {"reset_state": "rows"})
+    case = case_of(cell, proj=3, **VARIANTS["everything"] | {"reset_state": "rows"})
     arrays = make(case)
     for k in range(2):
 
@@ -291,23 +305,29 @@ def test_half_a_state(cell: str) -> None:
             for filler in (lambda h: None, np.zeros_like)
         )
         missing = f"grad_reset_state.{'hc'[1 - k]}"
-        assert found.pop(missing) is None and padded.pop(missing) is not None
+        assert found.pop(missing) is None
+        assert padded.pop(missing) is not None
         assert_same(found, padded)
 
 
 # ---- layouts -------------------------------------------------------------------------------------------------------
 
 
+def filled(shape: list[int], dtype: Any) -> np.ndarray:
+    """What must not be read: NaN, or for other dtypes ones."""
+    return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 1, dtype)
+
+
 def stepped(a: np.ndarray) -> np.ndarray:
     """The same values, every third of a larger array on each axis: the last axis is not contiguous."""
-    large = np.full([3 * n for n in a.shape], np.nan).astype(a.dtype)
+    large = filled([3 * n for n in a.shape], a.dtype)
     view = large[tuple(slice(1, None, 3) for _ in a.shape)]
     view[...] = a
     return view
 
 
 def stepped_but_last(a: np.ndarray) -> np.ndarray:
-    large = np.full([*(2 * n for n in a.shape[:-1]), a.shape[-1] + 3], np.nan).astype(a.dtype)
+    large = filled([*(2 * n for n in a.shape[:-1]), a.shape[-1] + 3], a.dtype)
     view = large[(*(slice(None, None, 2) for _ in a.shape[:-1]), slice(1, a.shape[-1] + 1))]
     view[...] = a
     return view
@@ -367,7 +387,7 @@ LAYOUTS = (
 @pytest.mark.parametrize("cell", CELLS)
 def test_layouts(cell: str, batch_first: bool, layout: Callable[[Any], Any], restore_sharing: None) -> None:
     """Strides of any kind, of every argument, weights as transposed views among them, are read as they are."""
-    case = Case(cell=cell, **VARIANTS["everything"] | {"batch_first": batch_first, "H": 17, "reset_state": "rows"})
+    case = case_of(cell, **VARIANTS["everything"] | {"batch_first": batch_first, "H": 17, "reset_state": "rows"})
     arrays = make(case)
     expected = results(functional, case, arrays)
     changed = arrays.map(layout)
@@ -381,7 +401,7 @@ def test_layouts(cell: str, batch_first: bool, layout: Callable[[Any], Any], res
 @pytest.mark.parametrize("cell", CELLS)
 def test_broadcast_views(cell: str, axis: int) -> None:
     """A stride of zero: one sequence for all rows, one step for all times, one state for all rows."""
-    case = Case(cell=cell, T=4, B=4, I=4, H=4)
+    case = case_of(cell, T=4, B=4, I=4, H=4)
     arrays = make(case)
 
     def one(a: Any) -> Any:
@@ -402,7 +422,7 @@ def test_broadcast_views(cell: str, axis: int) -> None:
 def test_a_bad_row_stays_alone(cell: str, value: float, dtype: str, sharing: Sharing) -> None:
     """Rows share no arithmetic: what one holds changes no bit of the others, whatever the padding of H and P."""
     for H, proj in ((5, 0), (37, 0), (19, 3 if functional.CELLS[cell].has_cell_state else 0)):
-        case = Case(cell=cell, T=6, B=7, H=H, proj=proj, num_layers=2, bidirectional=True, dtype=dtype)
+        case = case_of(cell, T=6, B=7, H=H, proj=proj, num_layers=2, bidirectional=True, dtype=dtype)
         arrays = make(case)
         clean = results(functional, case, arrays)
         arrays.x[2, 3] = value
@@ -422,7 +442,7 @@ def test_a_bad_row_stays_alone(cell: str, value: float, dtype: str, sharing: Sha
 def test_not_finite_as_in_the_reference(cell: str, where: str, value: float, dtype: str) -> None:
     """NaN and infinity come out exactly where the equations put them, also beside padded lanes."""
     for H in (5, 16, 21):
-        case = Case(cell=cell, T=5, B=3, H=H, dtype=dtype, reset=0.0)
+        case = case_of(cell, T=5, B=3, H=H, dtype=dtype, reset=0.0)
         arrays = make(case)
         arrays.reset[3, 1] = True
         place = {
@@ -447,7 +467,7 @@ def test_not_finite_as_in_the_reference(cell: str, where: str, value: float, dty
 @pytest.mark.parametrize("cell", CELLS)
 def test_nan_in_a_dropped_state(cell: str, dtype: str, sharing: Sharing) -> None:
     """A reset at t = 0 overrides the initial state, NaN or not, and resets cut a NaN off."""
-    case = Case(cell=cell, T=6, B=3, H=7, reset=0.0, dtype=dtype, reset_state="rows")
+    case = case_of(cell, T=6, B=3, H=7, reset=0.0, dtype=dtype, reset_state="rows")
     arrays = make(case)
     arrays.reset[0] = arrays.reset[4] = True
     clean = results(functional, case, arrays)

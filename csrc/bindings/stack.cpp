@@ -128,7 +128,8 @@ py::tuple StackObject::forward(const py::object& x, const py::object& h0, const 
                                const py::object& weights, bool batch_first, bool training, const py::object& lengths,
                                const py::object& reset, const py::object& reset_h, const py::object& reset_c,
                                bool return_states, double dropout, uint64_t seed, uint64_t call,
-                               const py::object& output, const py::object& hn, const py::object& cn) const {
+                               const py::object& output, const py::object& hn, const py::object& cn,
+                               const py::object& packed) const {
   const Axes x_axes = batch_first ? Axes{{"B", -1}, {"T", -1}, {"I", config.input_size}}
                                   : Axes{{"T", -1}, {"B", -1}, {"I", config.input_size}};
   const py::array xa = readable("x", x, config.dtype, x_axes);
@@ -209,15 +210,10 @@ py::tuple StackObject::forward(const py::object& x, const py::object& h0, const 
 
   std::vector<LayerWeights> matrices;
   std::vector<py::object> kept_weights;
-  const PackedObject* packed = nullptr;
+  const PackedObject* ready = packed.is_none() ? nullptr : &matching(packed);
   if (py::isinstance<PackedObject>(weights)) {
-    packed = &weights.cast<const PackedObject&>();
     if (training) throw py::value_error("weights: expected arrays in training, got packed weights");
-    const Config& other = packed->packed->config;
-    if (other.cell != config.cell || other.dtype != config.dtype || other.input_size != config.input_size ||
-        other.hidden_size != config.hidden_size || other.proj_size != config.proj_size ||
-        other.num_layers != config.num_layers || other.num_directions != config.num_directions)
-      throw py::value_error("weights: expected weights packed for this configuration");
+    ready = &matching(weights);
   } else {
     if (!py::isinstance<py::sequence>(weights))
       throw py::type_error("weights: expected a sequence of arrays or packed weights, got " + type_name(weights));
@@ -227,7 +223,7 @@ py::tuple StackObject::forward(const py::object& x, const py::object& h0, const 
   {
     const py::gil_scoped_release release;
     context =
-        rnnfast::forward(config, args, packed ? nullptr : &matrices, packed ? packed->packed.get() : nullptr, training);
+        rnnfast::forward(config, args, ready ? nullptr : &matrices, ready ? ready->packed.get() : nullptr, training);
   }
   py::object ctx = py::none();
   if (training) {
@@ -235,6 +231,18 @@ py::tuple StackObject::forward(const py::object& x, const py::object& h0, const 
     ctx = py::cast(std::make_unique<ContextObject>(std::move(context), kept, std::move(kept_weights), batch_first));
   }
   return py::make_tuple(out, hna, cna, h_all, c_all, ctx);
+}
+
+const PackedObject& StackObject::matching(const py::object& packed) const {
+  if (!py::isinstance<PackedObject>(packed))
+    throw py::type_error("packed: expected packed weights, got " + type_name(packed));
+  const PackedObject& object = packed.cast<const PackedObject&>();
+  const Config& other = object.packed->config;
+  if (other.cell != config.cell || other.dtype != config.dtype || other.input_size != config.input_size ||
+      other.hidden_size != config.hidden_size || other.proj_size != config.proj_size ||
+      other.num_layers != config.num_layers || other.num_directions != config.num_directions)
+    throw py::value_error("weights: expected weights packed for this configuration");
+  return object;
 }
 
 PackedObject::PackedObject(const StackObject& stack, const py::sequence& weights) {

@@ -51,8 +51,9 @@ class StackObject {
                     bool batch_first, bool training, const py::object& lengths, const py::object& reset,
                     const py::object& reset_h, const py::object& reset_c, bool return_states, double dropout,
                     uint64_t seed, uint64_t call, const py::object& output, const py::object& hn,
-                    const py::object& cn) const;
+                    const py::object& cn, const py::object& packed) const;
 
+  const PackedObject& matching(const py::object& packed) const;  // it, if it belongs to this configuration
   std::vector<LayerWeights> layer_weights(const py::sequence& weights, std::vector<py::object>* kept) const;
   py::array state(const char* name, const py::handle& object, bool cell, int64_t batch, bool broadcast) const;
 

@@ -2,6 +2,7 @@
 // begin) at a page that cannot be touched, so that one element too many is a fault, in masked vector code too.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -120,7 +121,7 @@ class Strided {
     std::vector<T> copy(memory_.data(), memory_.data() + memory_.size());
     for_each([&](T& element, size_t) { copy[&element - memory_.data()] = std::numeric_limits<T>::quiet_NaN(); });
     for (const T& element : copy)
-      if (element == element) return false;
+      if (!std::isnan(element)) return false;
     return true;
   }
 

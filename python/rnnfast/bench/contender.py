@@ -95,7 +95,7 @@ class Contender:
         try:
             answer = self._exchange({"verb": verb, **arguments})
         finally:
-            self._signal("SIGSTOP")
+            self._stop()
         if "error" in answer:
             raise ContenderError(answer["error"])
         return answer
@@ -145,6 +145,12 @@ class Contender:
             raise ContenderError(self._last_words())
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _stop(self) -> None:
+        """Stop the child, and wait until all its threads have stopped."""
+        self._signal("SIGSTOP")
+        if hasattr(os, "waitid") and self.alive:
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _signal(self, name: str) -> None:
         """Windows has no such signals: there the idle contenders go on spinning."""

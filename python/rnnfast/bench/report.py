@@ -145,8 +145,9 @@ def _group_cell(group: Group | None) -> str:
 def seconds_text(seconds: float) -> str:
     """Three digits in a unit that suits: "12.3 µs", "4.56 ms", "1.23 s"."""
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * scale >= 1.0:
-            return f"{seconds * scale:.3g} {unit}" if seconds * scale < 1000 else f"{seconds * scale:.0f} {unit}"
+        value = seconds * scale
+        if value >= 1.0:
+            return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
     return f"{seconds * 1e9:.3g} ns"
 
 

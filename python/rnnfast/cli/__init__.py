@@ -31,9 +31,9 @@ class _Commands(click.Group):
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from .. import __version__
 
-        click.echo(f"rnnfast {version('rnnfast')}")
+        click.echo(f"rnnfast {__version__}")
         ctx.exit()
 
 

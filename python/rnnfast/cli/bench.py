@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -80,8 +81,8 @@ def command(**options: Any) -> None:
     """
     console = make_console()
     plan = make_plan(options)
-    signal.signal(signal.SIGTERM, _leave)
-    sys.exit(run(plan, console))
+    with _leaving_on_sigterm():
+        sys.exit(run(plan, console))
 
 
 def make_plan(options: dict[str, Any]) -> Plan:
@@ -198,6 +199,15 @@ def _prefixed(tell: Callable[[str], None], prefix: str) -> Callable[[str], None]
     return lambda text: tell(f"{escape(prefix)}: {escape(text)}")
 
 
-def _leave(signum: int, _: FrameType | None) -> None:
-    """SIGTERM ends the contenders too."""
-    raise SystemExit(128 + signum)
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """SIGTERM leaves by an exception, so that the contenders are ended too."""
+
+    def leave(signum: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -14,6 +14,10 @@ import click
 
 Line = dict[str, Any]
 
+# NumPy's products are small here, and its waiting threads would only take the cores from the kernels' own.
+_ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_WORKER = ["-m", "rnnfast.cli.selftest_worker"]
+
 
 @click.command("selftest")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -82,9 +86,10 @@ def passes(line: Line) -> bool:
 
 @contextmanager
 def _worker(isa: str) -> Iterator[subprocess.Popen[str]]:
+    paths = os.pathsep.join(path for path in sys.path if path)
     process = subprocess.Popen(
-        [sys.executable, "-m", "rnnfast.cli.selftest_worker"],
-        env={**os.environ, "RNNFAST_ISA": isa, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        [sys.executable, *_WORKER],
+        env={**os.environ, **_ONE_BLAS_THREAD, "RNNFAST_ISA": isa, "PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

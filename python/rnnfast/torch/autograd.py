@@ -13,18 +13,19 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import composed, kernels
-from .kernels import Extras, Inputs, Options
+from .kernels import Extras, Inputs, Options, WeightCache
 
 
 class Layers(Function):
-    """(options, extras, *inputs.flat()) -> the five outputs."""
+    """(options, extras, cache or None, *inputs.flat()) -> the five outputs."""
 
     @staticmethod
-    def forward(ctx: Any, options: Options, extras: Extras, *tensors: Any) -> Any:
-        inputs = Inputs(*tensors[:5], weights=tensors[5:])
+    def forward(ctx: Any, options: Options, extras: Extras, cache: WeightCache | None, *tensors: Any) -> Any:
+        inputs = Inputs(*tensors[:5], weights=list(tensors[5:]))
+        ready = None if cache is None else cache.get(options, inputs.weights)
         if extras.reset is not None:
             extras = extras._replace(reset=extras.reset.clone())  # often a buffer that the next rollout overwrites
-        outputs, context = kernels.forward(options, inputs, extras, training=True)
+        outputs, context = kernels.forward(options, inputs, extras, training=True, ready=ready)
         ctx.options, ctx.extras = options, extras
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(kernels.keep(context, outputs[0]), *tensors)
@@ -33,12 +34,12 @@ class Layers(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         token, *tensors = ctx.saved_tensors
-        needs = ctx.needs_input_grad[2:]
+        needs = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():
             found = LayersBackward.apply(ctx.options, ctx.extras, needs, token, *grads, *tensors)
         else:
             found = run_backward(ctx.options, ctx.extras, needs, token, grads, tensors)
-        return (None, None, *found)
+        return (None, None, None, *found)
 
 
 class LayersBackward(Function):
@@ -64,7 +65,7 @@ def run_backward(
     options: Options, extras: Extras, needs: Any, token: Tensor, grads: Any, tensors: Any
 ) -> list[Tensor | None]:
     """The engine's backward, after another forward where the first one's context is gone or its output has changed."""
-    inputs = Inputs(*tensors[:5], weights=tensors[5:])
+    inputs = Inputs(*tensors[:5], weights=list(tensors[5:]))
     reserve = kernels.find(token)
     if reserve is not None and reserve.usable():
         context, retain = reserve.context, kernels.keeps_graph()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import fallback, route
-from .kernels import Extras, Inputs, Options
+from .kernels import Extras, Inputs, Options, WeightCache
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -22,7 +22,7 @@ _NO_EXTRAS = Extras(None, None, None)
 class Cell(torch.nn.RNNCellBase):
     """What the cells share: ``cell(input [B, I] or [I], hx [B, H] or [H])``, for an LSTM a pair."""
 
-    _pack_cache: route.PackCache | None = None
+    _weight_cache: WeightCache | None = None
 
     def _step(self, cell: str, input: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """The new state, (h,) or (h, c); `state` holds Nones where none was given."""
@@ -57,13 +57,10 @@ class Cell(torch.nn.RNNCellBase):
         weights = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
         return weights if weights[2] is not None else weights[:2]
 
-    def _cache(self) -> route.PackCache | None:
-        """The packed weights of inference; None for weights that are computed anew for each call."""
-        if any(name not in self._parameters for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")):
-            return None
-        if self._pack_cache is None:
-            self.__dict__["_pack_cache"] = route.PackCache()
-        return self._pack_cache
+    def _cache(self) -> WeightCache:
+        if self._weight_cache is None:
+            self.__dict__["_weight_cache"] = WeightCache()
+        return self._weight_cache  # type: ignore[return-value]
 
     def _check(self, x: Tensor, state: list[Any]) -> None:
         """In torch's words."""

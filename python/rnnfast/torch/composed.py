@@ -22,7 +22,7 @@ def forward(options: Options, inputs: Inputs, extras: Extras) -> tuple[Tensor | 
         options.cell,
         inputs.x,
         _state(inputs.h0, inputs.c0, has_c),
-        list(inputs.weights),
+        inputs.weights,
         num_layers=options.num_layers,
         bidirectional=options.bidirectional,
         batch_first=options.batch_first,

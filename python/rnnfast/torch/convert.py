@@ -107,5 +107,5 @@ def _set_class(module: torch.nn.Module, target: type) -> None:
     if _is_parametrized(module):
         own: dict[str, Any] = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
         target = type(type(module).__name__, (target,), own)
-    module.__dict__.pop("_pack_cache", None)
+    module.__dict__.pop("_weight_cache", None)
     module.__class__ = target  # type: ignore[assignment]

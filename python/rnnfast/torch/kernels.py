@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
     c0: Tensor | None  # [L*D, B, H]
     reset_h: Tensor | None  # [L*D, B or 1, P]
     reset_c: Tensor | None  # [L*D, B or 1, H]
-    weights: Sequence[Tensor]
+    weights: list[Tensor]
 
     def flat(self) -> tuple[Tensor | None, ...]:
         return (self.x, self.h0, self.c0, self.reset_h, self.reset_c, *self.weights)
@@ -109,31 +109,79 @@ def follow_threads() -> None:
         functional.set_num_threads(wanted)
 
 
-def forward(
-    options: Options, inputs: Inputs, extras: Extras, *, training: bool, packed: Any = None
-) -> tuple[Outputs, Any]:
-    """Run the engine: the outputs, and its context when `training` (which dropout needs, too).
+class Ready(NamedTuple):
+    """Weights as the engine takes them."""
 
-    `packed` are weights that `functional.pack_weights` has rearranged, for calls without `training`.
+    layers: Any
+    arrays: list[Any]
+    packed: Any  # in the kernels' order, or None
+
+
+class WeightCache:
+    """The weights of a module in the kernels' order, for as long as their bytes stay the same.
+
+    Not keyed on addresses and version counters: a write through ``tensor.data``, from NumPy or from another process
+    changes neither, and would leave stale weights in use. Reading the weights once costs a fraction of packing them.
     """
+
+    __slots__ = ("_last", "_sources")
+
+    def __init__(self) -> None:
+        self._sources: tuple[list[Tensor], list[int], Ready] | None = None
+        self._last: tuple[Any, int, Any] | None = None
+
+    def __reduce__(self) -> Any:
+        return WeightCache, ()  # a copy of a module, or one from a file, packs its own
+
+    def get(self, options: Options, weights: list[Tensor]) -> Ready:
+        ready = self._arrays(options, weights)
+        digest = functional.digest(ready.arrays)
+        if digest is None:
+            return ready
+        last = self._last
+        if last is None or last[0] is not ready.layers or last[1] != digest:
+            last = self._last = (ready.layers, digest, functional.pack_weights(ready.layers, ready.arrays))
+        return Ready(ready.layers, ready.arrays, last[2])
+
+    def _arrays(self, options: Options, weights: list[Tensor]) -> Ready:
+        """Views of the weights' memory: those of the last call where it is the same parameters in the same memory."""
+        known = self._sources
+        if known is not None:
+            for w, source, pointer in zip(weights, *known[:2], strict=True):
+                if w is not source or w.data_ptr() != pointer or not w.is_contiguous():
+                    break
+            else:
+                return known[2]
+        ready = Ready(stack(options, weights), list(map(array, weights)), None)
+        if all(type(w) is torch.nn.Parameter for w in weights):  # nothing that belongs to a graph is kept
+            self._sources = (weights, [w.data_ptr() for w in weights], ready)
+        return ready
+
+
+def forward(
+    options: Options, inputs: Inputs, extras: Extras, *, training: bool, ready: Ready | None = None
+) -> tuple[Outputs, Any]:
+    """Run the engine: the outputs, and its context when `training` (which dropout needs, too)."""
     follow_threads()
-    dtype = inputs.x.dtype
+    x, h0, c0, reset_h, reset_c, weights = inputs
+    if ready is None:
+        ready = Ready(stack(options, weights), list(map(array, weights)), None)
     shape, hn_shape, cn_shape = output_shapes(options, inputs)
-    output = torch.empty(shape, dtype=dtype, device=CPU)
-    hn = torch.empty(hn_shape, dtype=dtype, device=CPU)
-    cn = None if cn_shape is None else torch.empty(cn_shape, dtype=dtype, device=CPU)
+    output = torch.empty(shape, dtype=x.dtype, device=CPU)
+    hn = torch.empty(hn_shape, dtype=x.dtype, device=CPU)
+    cn = None if cn_shape is None else torch.empty(cn_shape, dtype=x.dtype, device=CPU)
     *_, h_all, c_all, context = functional.run_forward(
-        stack(options, inputs.weights),
-        array(inputs.x),
-        array(inputs.h0),
-        array(inputs.c0),
-        [array(w) for w in inputs.weights] if packed is None else packed,
+        ready.layers,
+        array(x),
+        array(h0),
+        array(c0),
+        ready.arrays if training or ready.packed is None else ready.packed,
         options.batch_first,
         training,
         array(extras.lengths),
         array(extras.reset),
-        array(inputs.reset_h),
-        array(inputs.reset_c),
+        array(reset_h),
+        array(reset_c),
         options.return_states,
         options.dropout,
         0 if extras.seed is None else int(extras.seed),
@@ -141,6 +189,7 @@ def forward(
         output.numpy(),
         hn.numpy(),
         None if cn is None else cn.numpy(),
+        ready.packed if training else None,
     )
     return (output, hn, cn, _tensor(h_all), _tensor(c_all)), context
 
@@ -241,4 +290,9 @@ def _register(reserve: Reserve) -> Tensor:
 
 def find(token: Tensor) -> Reserve | None:
     """What the token stands for, unless it is a copy."""
-    return _reserves.get(token.data_ptr())
+    return _reserves.get(token.data_ptr()) if has_memory(token) else None
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether it is a tensor and not the stand-in of a transform, for instance of torch.func's."""
+    return type(tensor) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

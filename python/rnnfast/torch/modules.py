@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import fallback, route
-from .kernels import Extras, Inputs, Options
+from .kernels import Extras, Inputs, Options, WeightCache
 from .packed import pack, permute, unpack
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -43,7 +43,7 @@ class Layer(torch.nn.RNNBase):
     With a PackedSequence, `reset` is [T, B] and its rows, like those of all states, are in the order of the user's batch.
     """
 
-    _pack_cache: route.PackCache | None = None
+    _weight_cache: WeightCache | None = None
 
     def flatten_parameters(self) -> None:
         """Nothing: the kernels take the parameters as they are."""
@@ -149,20 +149,15 @@ class Layer(torch.nn.RNNBase):
     def _weights(self) -> list[Any]:
         """In torch's flat order; through the attributes where a parametrisation or a hook computes them."""
         parameters, names = self._parameters, self._flat_weights_names
-        if self._computed():
+        try:
+            return [parameters[name] for name in names]
+        except KeyError:
             return [getattr(self, name) for name in names]
-        return [parameters[name] for name in names]
 
-    def _computed(self) -> bool:
-        return any(name not in self._parameters for name in self._flat_weights_names)
-
-    def _cache(self) -> route.PackCache | None:
-        """The packed weights of inference; None for weights that are computed anew for each call."""
-        if self._computed():
-            return None
-        if self._pack_cache is None:
-            self.__dict__["_pack_cache"] = route.PackCache()
-        return self._pack_cache
+    def _cache(self) -> WeightCache:
+        if self._weight_cache is None:
+            self.__dict__["_weight_cache"] = WeightCache()
+        return self._weight_cache  # type: ignore[return-value]
 
     def _states(self, name: str, state: Any, rank: int) -> tuple[Any, Any]:
         """(h, c) of the right rank; c is None but for an LSTM."""

@@ -48,7 +48,7 @@ def stack(options: Options, inputs: Inputs, extras: Extras) -> tuple[Tensor | No
         refuse_forward_mode(inputs.flat())
         *outputs, _ = _Stack.apply(options, *extras, *inputs.flat())
     else:
-        *outputs, _ = _stack(*inputs[:5], list(inputs.weights), *extras, *options, False)
+        *outputs, _ = _stack(*inputs[:5], inputs.weights, *extras, *options, False)
     return tuple(_present(options, outputs))
 
 
@@ -250,13 +250,13 @@ def _select(value: Any, dim: Any, i: int) -> Any:
 def _join_outputs(samples: Sequence[Any]) -> Any:
     """What the operator returned for each sample, along a new first axis."""
     *outputs, tokens = zip(*samples, strict=True)
-    token = kernels.keep_all(list(tokens)) if type(tokens[0]) is Tensor else torch.stack(tokens)
+    token = kernels.keep_all(list(tokens)) if kernels.has_memory(tokens[0]) else torch.stack(tokens)
     return (*map(torch.stack, outputs), token), (0,) * 6
 
 
 def _tokens(token: Tensor) -> list[Tensor] | None:
     """Those that `_join_outputs` joined, if they are still there."""
-    reserve = kernels.find(token) if type(token) is Tensor else None
+    reserve = kernels.find(token)
     return None if reserve is None else reserve.tokens
 
 
