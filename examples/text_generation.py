@@ -47,12 +47,12 @@ class Settings:
     cell: str = "lstm"
     hidden: int = 128
     layers: int = 1
-    embedding: int = 32
-    dropout: float = 0.1
-    batch: int = 32
+    embedding: int = 64
+    dropout: float = 0.0
+    batch: int = 64
     window: int = 64
-    steps: int = 8000
-    lr: float = 0.008
+    steps: int = 6000
+    lr: float = 0.01
     decay: float = 0.1
     clip: float = 1.0
     evaluate: int = 500
@@ -422,7 +422,7 @@ class Monitor:
         self.pace += (0.05 if self.pace else 1.0) * (pace - self.pace)
         self.loss = bits if self.loss is None else self.loss + 0.05 * (bits - self.loss)
         text = f"loss {self.loss * math.log(2):.3f}  {self.loss:.3f} bits/char"
-        text += f"  gradient {norm:.2f}  {1.0 / self.pace:,.0f} char/s"
+        text += f"  gradient {norm:.2f}  {0.001 / self.pace:,.0f}k char/s"
         self.bar.update(self.task, completed=share, description=text)
 
     def evaluated(self, run: Run, example: str) -> None:

@@ -137,7 +137,7 @@ def interrupted(function, stop):
 
 
 def test_killed_three_times_ends_with_the_same_bits(script, text, tmp_path):
-    options = [text, "--steps", 600, "--evaluate", 15, "--patience", 1000, "--generate", 0]
+    options = [text, "--dropout", 0.2, "--steps", 600, "--evaluate", 15, "--patience", 1000, "--generate", 0]
     arguments = list(map(str, ["--tiny", *options, "--save", tmp_path / "killed", "--resume"]))
     rng = np.random.default_rng()  # any moment must do
     for _ in range(3):

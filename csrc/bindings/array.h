@@ -75,6 +75,7 @@ inline bool element_strides(const py::array& a) {
 }
 inline bool rows_contiguous(const py::array& a) {
   const py::ssize_t last = a.ndim() - 1;
+  if (a.size() == 0) return true;  // nothing is read, and strides may be anything
   return element_strides(a) && (a.shape(last) <= 1 || a.strides(last) == a.itemsize());
 }
 inline py::array contiguous(const py::array& a) {

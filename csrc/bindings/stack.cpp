@@ -200,11 +200,11 @@ py::tuple StackObject::forward(const py::object& x, const py::object& h0, const 
   if (return_states) {
     py::array h = empty(config.dtype, {args.steps, config.states(), args.batch, config.output_size()});
     args.h_all = h.mutable_data();
-    h_all = h;
+    h_all = std::move(h);
     if (has_cell_state) {
       py::array c = empty(config.dtype, {args.steps, config.states(), args.batch, config.hidden_size});
       args.c_all = c.mutable_data();
-      c_all = c;
+      c_all = std::move(c);
     }
   }
 
@@ -352,7 +352,7 @@ py::tuple ContextObject::backward(const py::object& grad_output, const py::objec
     args.grad_x = view3(gx.cast<py::array>(), batch_first_);
   }
   const auto state = [&](int64_t n, Array3& target) -> py::object {
-    const py::array a = empty(config.dtype, {count, B, n});
+    py::array a = empty(config.dtype, {count, B, n});
     target = view3(a);
     return a;
   };

@@ -46,6 +46,7 @@ class Stack:
         output: Any = None,
         hn: Any = None,
         cn: Any = None,
+        packed: Any = None,
     ) -> tuple[NDArray[Any], NDArray[Any], Any, Any, Any, Context | None]:
         """(output, hn, cn, h_all, c_all, context)"""
 

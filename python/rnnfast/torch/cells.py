@@ -24,7 +24,11 @@ class Cell(torch.nn.RNNCellBase):
 
     _weight_cache: WeightCache | None = None
 
-    def _step(self, cell: str, input: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    def cell(self) -> str:
+        """The engine's name of the cell."""
+        raise NotImplementedError
+
+    def _step(self, input: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """The new state, (h,) or (h, c); `state` holds Nones where none was given."""
         unbatched = input.dim() == 1
         x = input.unsqueeze(0) if unbatched else input
@@ -33,7 +37,7 @@ class Cell(torch.nn.RNNCellBase):
         # [B, .] as one step [1, B, .] of one layer
         h0, c0 = [None if s is None else s.unsqueeze(0) for s in (*elements, None)[:2]]
         inputs = Inputs(x.unsqueeze(0), h0, c0, None, None, self._weights())
-        options = Options(cell, 1, False, False, 0.0, False)
+        options = Options(self.cell(), 1, False, False, 0.0, False)
         _, *new = self._run(options, inputs)
         step = [s.squeeze(0) for s in new[: len(state)]]
         return tuple(s.squeeze(0) for s in step) if unbatched else tuple(step)
@@ -42,7 +46,7 @@ class Cell(torch.nn.RNNCellBase):
         why = fallback.reason(inputs.x, inputs.weights[0])
         if why is not None and fallback.announce(why):
             return fallback.run(options, inputs, _NO_EXTRAS, False, None)
-        if not torch.is_autocast_enabled(inputs.x.device.type):
+        if not fallback.autocasts(inputs.x):
             return route.run(options, inputs, _NO_EXTRAS, self._cache)
         kind = {"lstm": "LSTMCell", "gru": "GRUCell"}.get(options.cell, "RNNCell")
         return fallback.run_in_autocast(
@@ -64,7 +68,7 @@ class Cell(torch.nn.RNNCellBase):
 
     def _check(self, x: Tensor, state: list[Any]) -> None:
         """In torch's words."""
-        autocast = torch.is_autocast_enabled(x.device.type)
+        autocast = fallback.autocasts(x)
         if x.shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
         if x.dtype != self.weight_ih.dtype and not autocast:
@@ -104,12 +108,15 @@ class RNNCell(Cell):
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
 
+    def cell(self) -> str:
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return f"rnn_{self.nonlinearity}"
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         check_rank("RNNCell", "input", input)
         check_rank("RNNCell", "hidden", hx)
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return self._step(f"rnn_{self.nonlinearity}", input, (hx,))[0]
+        return self._step(input, (hx,))[0]
 
 
 class LSTMCell(Cell):
@@ -120,12 +127,15 @@ class LSTMCell(Cell):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
+    def cell(self) -> str:
+        return "lstm"
+
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         check_rank("LSTMCell", "input", input)
         h, c = (None, None) if hx is None else hx
         check_rank("LSTMCell", "hx[0]", h)
         check_rank("LSTMCell", "hx[1]", c)
-        new_h, new_c = self._step("lstm", input, (h, c))
+        new_h, new_c = self._step(input, (h, c))
         return new_h, new_c
 
 
@@ -137,7 +147,10 @@ class GRUCell(Cell):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
+    def cell(self) -> str:
+        return "gru"
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         check_rank("GRUCell", "input", input)
         check_rank("GRUCell", "hidden", hx)
-        return self._step("gru", input, (hx,))[0]
+        return self._step(input, (hx,))[0]

@@ -88,6 +88,12 @@ def draw_seed(options: Options, extras: Extras) -> Extras:
 # ---- autocast ----
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x."""
+    kind = x.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
 def run_in_autocast(kind: str, layer: tuple[Any, ...], call: Callable[[Inputs], Any], inputs: Inputs, modes: tuple[bool, bool]) -> Any:
     """The five outputs of `call` under autocast: computed in the weights' dtype, returned in the dtypes of torch.nn.
 

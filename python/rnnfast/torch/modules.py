@@ -91,7 +91,7 @@ class Layer(torch.nn.RNNBase):
     ) -> tuple[Any, ...]:
         """The five outputs of a batch, each None where it does not exist."""
         x, weight = inputs.x, inputs.weights[0]
-        autocast = torch.is_autocast_enabled(x.device.type)
+        autocast = fallback.autocasts(x)
         self._check(inputs, options.batch_first, autocast)
         extras = make_extras(x, options.batch_first, lengths, reset)
         if extras.reset is None and inputs.reset_h is not None:

@@ -1,0 +1,37 @@
+"""A skipped test is one that was not run: python check_skips.py PYTEST.xml ALLOWED.txt fails where a reason is not listed.
+
+ALLOWED holds one reason a line, in the form of fnmatch ("* needs a GPU"); lines that start with # are comments.
+"""
+
+from __future__ import annotations
+
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+from xml.etree import ElementTree
+
+
+def skips(report: Path) -> list[tuple[str, str]]:
+    """(test, reason) of everything that was skipped; expected failures count as skips, too."""
+    found = []
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        found += [(f"{case.get('classname')}::{case.get('name')}", skip.get("message", "")) for skip in case.iter("skipped")]
+    return found
+
+
+def allowed(path: Path) -> list[str]:
+    lines = (line.strip() for line in path.read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def main(report: Path, listing: Path) -> int:
+    patterns, found = allowed(listing), skips(report)
+    unlisted = [skip for skip in found if not any(fnmatchcase(skip[1], pattern) for pattern in patterns)]
+    for test, reason in unlisted:
+        print(f"skipped for a reason that is not in {listing}: {test}: {reason}")
+    print(f"{len(found)} skipped, {len(unlisted)} of them not allowed")
+    return int(bool(unlisted))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -1,0 +1,58 @@
+"""`rnnfast.explain` for PyTorch's modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from ..explain import describe
+from . import cells, fallback, kernels
+from .kernels import DTYPES, Inputs, Options
+from .modules import Layer, make_extras
+from .packed import unpack
+
+RECURRENT = (torch.nn.RNNBase, torch.nn.RNNCellBase)
+
+
+def explain_torch(module: torch.nn.Module, x: Any, lengths: Any = None) -> str:
+    """As `rnnfast.explain`; of a module that only contains recurrent ones, which of them have a kernel."""
+    if isinstance(module, RECURRENT):
+        return _explain(module, x, lengths)
+    found = [(name, m) for name, m in module.named_modules() if isinstance(m, RECURRENT)]
+    if not found:
+        raise TypeError(f"module: expected a recurrent module, got {type(module).__name__} without any")
+    return "\n".join(f"{name}: {_explain(m, None, None)}" for name, m in found)
+
+
+def _explain(module: torch.nn.Module, x: Any, lengths: Any) -> str:
+    name = type(module).__name__
+    if not isinstance(module, (Layer, cells.Cell)):
+        return f"{name}: torch's own implementation; rnnfast.torch.convert(module) replaces torch.nn's classes"
+    weight = next(iter(module.parameters()))
+    data = weight if x is None else x.data if isinstance(x, PackedSequence) else x
+    why = fallback.reason(data, weight)
+    if why is not None:
+        return f"{name}: torch's own implementation, because {why}"
+    if x is None or data.device.type == "meta":
+        return f"{name}: rnnfast's kernel for {DTYPES[weight.dtype]} on the CPU"
+    return describe(name, DTYPES[weight.dtype], _plan(module, x, lengths))
+
+
+def _plan(module: Layer | cells.Cell, x: Any, lengths: Any) -> str:
+    batch_first = False
+    if isinstance(module, cells.Cell):
+        x = x.unsqueeze(0) if x.dim() == 2 else x[None, None]
+        options = Options(module.cell(), 1, False, False, 0.0, False)
+    else:
+        batch_first = module.batch_first and not isinstance(x, PackedSequence) and x.dim() == 3
+        options = module._options(batch_first, False)._replace(dropout=0.0)
+        if isinstance(x, PackedSequence):
+            x, lengths, _ = unpack(x)
+        elif x.dim() == 2:
+            x = x.unsqueeze(1)
+    weights = module._weights()
+    inputs = Inputs(x.detach().to(weights[0].dtype), None, None, None, None, weights)
+    _, context = kernels.forward(options, inputs, make_extras(inputs.x, batch_first, lengths, None), training=True)
+    return str(context.plan)
