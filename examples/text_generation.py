@@ -49,11 +49,11 @@ class Settings:
     layers: int = 1
     embedding: int = 64
     dropout: float = 0.0
-    batch: int = 64
-    window: int = 64
+    batch: int = 32
+    window: int = 128
     steps: int = 6000
-    lr: float = 0.01
-    decay: float = 0.1
+    lr: float = 0.02
+    decay: float = 0.05
     clip: float = 1.0
     evaluate: int = 500
     patience: int = 8

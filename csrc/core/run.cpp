@@ -245,13 +245,10 @@ class Builder {
   }
 
   int64_t scratch_bytes() const {
-    int64_t sequences = 0, columns = config_.output_size(), rows = plan_.row_chunk;
+    int64_t sequences = 0;
     for (const SlicePlan& slice : plan_.slice) sequences = std::max(sequences, slice.schedule.sequences);
-    rows = std::max({rows, plan_.chunk * sequences, sequences});
-    for (int64_t layer = 0; layer < config_.num_layers; ++layer)
-      columns = std::max(columns, config_.layer_input(layer));
-    const int64_t sums = training_ ? columns * 4 * lanes_ * sizeof(T) : 0;
-    return 32 * 16 * sizeof(T) + rows * 8 + sequences * 9 + sums + 5 * 64 + 4096;  // a page between threads
+    const int64_t rows = std::max({plan_.row_chunk, plan_.chunk * sequences, sequences});
+    return 32 * 16 * sizeof(T) + rows * 8 + sequences * 9 + 4 * 64 + 4096;  // a page between threads
   }
 
   const Config& config_;
@@ -306,6 +303,7 @@ class BackwardBuilder {
     Network<T> net = builder.network(jobs_);
     net.grad_weights = grad_weights_.data();
     net.grad_input = grad_input_.data();
+    net.gradient_sums = sums_, net.gradient_sums_stride = sums_stride_;
     engine<T>().backward(config_.cell, net);
   }
 
@@ -314,6 +312,7 @@ class BackwardBuilder {
     jobs_.clear(), grad_weights_.clear(), grad_input_.clear();
     const int lanes = engine<T>().lanes;
     inputs(builder.width(), work);
+    sums(work);
     for (int64_t i = 0; i < config_.states(); ++i) {
       const int64_t layer = i / config_.num_directions, d = i % config_.num_directions;
       const Sizes z(config_, layer, lanes);
@@ -334,6 +333,17 @@ class BackwardBuilder {
     for (int64_t layer = 1; layer < config_.num_layers; ++layer)
       grad_input_.push_back(layer <= 2 ? Sequence<T>{work.take<T>(size), context_.args.batch * width, width}
                                        : grad_input_[layer - 2]);
+  }
+
+  // As much as the largest layer needs, for each direction.
+  void sums(Carver& work) {
+    sums_stride_ = 0;
+    if (args_.grad_weights.empty()) return;
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      const Sizes z(config_, layer, engine<T>().lanes);
+      sums_stride_ = std::max(sums_stride_, z.padded_h() * (z.G * (z.I + z.P) + z.S + (z.projected ? z.P : 0)));
+    }
+    sums_ = work.take<T>(sums_stride_ * config_.num_directions);
   }
 
   void item(Item<T>& item, int64_t layer, int64_t d, int64_t index, const Sizes& z, const PackedPointers<T>& packed,
@@ -384,6 +394,8 @@ class BackwardBuilder {
   std::vector<PackJob<T>> jobs_;
   std::vector<WeightGradients<T>> grad_weights_;
   std::vector<Sequence<T>> grad_input_;
+  T* sums_ = nullptr;
+  int64_t sums_stride_ = 0;
 };
 
 template <class T>

@@ -63,31 +63,12 @@ void forward_layers(const Network<T>& net, Member team, Barrier* barriers) {
 
 template <class T, class Cell>
 void layer_gradients(const Network<T>& net, int64_t layer, Member team, Scratch<T>& scratch) {
-  if (net.grad_input[layer].data) {
-    InputGradient<T, Cell>(net, layer, team, scratch).run();
-    if (layer > 0 && net.dropout) {
-      team.wait();
-      mask_sequence(net.dropout[layer - 1], net.steps, net.batch, items_of(net, layer, 0)->I, net.grad_input[layer],
-                    net.grad_input[layer], team);
-    }
-  }
-  // Units are numbered through both directions, so that two threads share one direction's work evenly.
-  int64_t units = 0, projections = 0;
-  for (int64_t d = 0; d < net.directions; ++d) {
-    const WeightGradient<T, Cell> gradient(net, layer, d, scratch);
-    units += gradient.units();
-    projections += gradient.projection_units();
-  }
-  const Range mine = share(units, team.rank, team.size), raw = share(projections, team.rank, team.size);
-  for (int64_t d = 0, base = 0, raw_base = 0; d < net.directions; ++d) {
-    WeightGradient<T, Cell> gradient(net, layer, d, scratch);
-    const auto within = [](Range r, int64_t begin, int64_t count) {
-      return Range{most(r.begin - begin, 0), least(r.end - begin, count)};
-    };
-    gradient.run(within(mine, base, gradient.units()));
-    gradient.run_projection(within(raw, raw_base, gradient.projection_units()));
-    base += gradient.units(), raw_base += gradient.projection_units();
-  }
+  LayerGradients<T, Cell>(net, layer, team, scratch).run();
+  team.wait();
+  if (layer == 0 || !net.dropout || !net.grad_input[layer].data) return;
+  mask_sequence(net.dropout[layer - 1], net.steps, net.batch, items_of(net, layer, 0)->I, net.grad_input[layer],
+                net.grad_input[layer], team);
+  team.wait();
 }
 
 template <class T, class Cell>
@@ -102,7 +83,6 @@ void backward_layers(const Network<T>& net, Member team, Barrier* barriers) {
         BackwardItem<T, Cell>(net.items[layer * items + i], cell, groups.member, scratch).run();
     team.wait();
     layer_gradients<T, Gates<Cell>>(net, layer, team, scratch);
-    team.wait();
   }
 }
 

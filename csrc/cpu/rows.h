@@ -82,8 +82,7 @@ struct Scratch {
   const T** h_rows;   // [rows of a step, or of a chunk]
   int64_t* c_rows;    // [sequences]
   uint8_t* cut;       // [sequences]
-  T* tile;            // one register tile, and one block of weight gradients
-  T* gradient;
+  T* tile;            // one register tile
 
   Scratch(const Network<T>& net, int64_t rank, int64_t rows, int64_t sequences) {
     uint8_t* p = net.scratch + rank * net.scratch_bytes;
@@ -91,7 +90,6 @@ struct Scratch {
     h_rows = take<const T*>(p, rows);
     c_rows = take<int64_t>(p, sequences);
     cut = take<uint8_t>(p, sequences);
-    gradient = reinterpret_cast<T*>(p);
   }
 
   static constexpr int64_t kTileValues = 32 * 16;
