@@ -5,6 +5,7 @@ ALLOWED holds one reason a line, in the form of fnmatch ("* needs a GPU"); lines
 
 from __future__ import annotations
 
+import ast
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,10 +14,16 @@ from xml.etree import ElementTree
 
 def skips(report: Path) -> list[tuple[str, str]]:
     """(test, reason) of everything that was skipped; expected failures count as skips, too."""
-    found = []
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
-        found += [(f"{case.get('classname')}::{case.get('name')}", skip.get("message", "")) for skip in case.iter("skipped")]
-    return found
+    cases = ElementTree.parse(report).getroot().iter("testcase")
+    return [(f"{c.get('classname')}::{c.get('name')}", reason(skip)) for c in cases for skip in c.iter("skipped")]
+
+
+def reason(skip: ElementTree.Element) -> str:
+    """Of a whole file that was skipped pytest gives the reason as (path, line, "Skipped: reason") in the text."""
+    message = skip.get("message", "")
+    if message == "collection skipped":
+        message = str(ast.literal_eval(skip.text or "()")[-1])
+    return message.removeprefix("Skipped: ")
 
 
 def allowed(path: Path) -> list[str]:

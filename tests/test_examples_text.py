@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rnnfast
 from click.testing import CliRunner
+
+import rnnfast
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "text_generation.py"
 FOX = "the quick brown fox jumps over the lazy dog.\n"
@@ -165,7 +166,7 @@ def test_the_best_weights_are_kept(script, text, tmp_path, monkeypatch):
     scores = iter([3.0, 2.0, 2.5, 2.6, 9.0])  # four validations, then the test
     seen = []
 
-    def score(model, symbols, streams):
+    def score(model, symbols):
         seen.append(model.layers.state_dict())
         return next(scores)
 

@@ -124,113 +124,162 @@ py::array StackObject::state(const char* name, const py::handle& object, bool ce
   return rows_contiguous(a) ? a : contiguous(a);
 }
 
+namespace {
+
+// One forward call, from Python's arguments to the engine's: each step checks some of them and fills its part of `args`.
+// Nothing has been written when a check fails.
+class ForwardCall {
+ public:
+  ForwardCall(const StackObject& stack, const py::object& x, bool batch_first)
+      : stack_(stack), config_(stack.config), batch_first_(batch_first) {
+    x_ = readable("x", x, config_.dtype, sequence("I", -1, -1, config_.input_size));
+    args_.steps = x_.shape(batch_first ? 1 : 0), args_.batch = x_.shape(batch_first ? 0 : 1);
+    if (args_.steps > INT32_MAX || args_.batch > INT32_MAX)
+      throw py::value_error("x: expected at most 2147483647 steps and sequences, got shape " + describe_shape(x_));
+    args_.x = view3(x_, batch_first);
+    kept_.append(x_);
+  }
+
+  void initial_states(const py::object& h0, const py::object& c0) {
+    args_.h0 = state("h0", h0, false, false);
+    args_.c0 = state("c0", c0, true, false);
+  }
+
+  void segments(const py::object& reset, const py::object& reset_h, const py::object& reset_c) {
+    args_.reset_h = state("reset_state", reset_h, false, true);
+    args_.reset_c = state("reset_state", reset_c, true, true);
+    if (reset.is_none()) return;
+    const auto a = py::array_t<bool>::ensure(reset);  // functional.py has checked it: bool, or 0 and 1
+    if (!a) throw py::type_error("reset: expected bool, got " + type_name(reset));
+    Axes axes = sequence("", args_.steps, args_.batch, 0);
+    axes.pop_back();
+    require_shape("reset", a, axes);
+    args_.reset = view3(a, batch_first_);
+    kept_.append(a);
+  }
+
+  void lengths(const py::object& lengths) {
+    if (lengths.is_none()) return;
+    lengths_ = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(lengths);
+    if (!lengths_) throw py::type_error("lengths: expected integers, got " + type_name(lengths));
+    require_shape("lengths", lengths_, {{"B", args_.batch}});
+    for (int64_t b = 0; b < args_.batch; ++b)
+      if (lengths_.data()[b] < 0 || lengths_.data()[b] > args_.steps)
+        throw py::value_error("lengths: expected values within [0, " + std::to_string(args_.steps) + "], got " +
+                              std::to_string(lengths_.data()[b]) + " at " + std::to_string(b));
+    args_.lengths = lengths_.data();
+  }
+
+  void dropout(double p, uint64_t seed, uint64_t call) {
+    if (!(p >= 0 && p <= 1)) throw py::value_error("dropout: expected within [0, 1], got " + std::to_string(p));
+    args_.dropout = config_.num_layers > 1 ? p : 0, args_.seed = seed, args_.call = call;
+  }
+
+  // The caller's memory where it is given, else fresh.
+  void outputs(const py::object& output, const py::object& hn, const py::object& cn, bool return_states) {
+    const int64_t P = config_.output_size(), H = config_.hidden_size, states = config_.states(), B = args_.batch;
+    output_ = target("output", output, sequence("D*P", args_.steps, B, config_.num_directions * P));
+    hn_ = target("hn", hn, {{"L*D", states}, {"B", B}, {"P", P}});
+    args_.output = view3(output_, batch_first_);
+    args_.hn = view3(hn_);
+    if (stack_.has_cell_state) {
+      const py::array a = target("cn", cn, {{"L*D", states}, {"B", B}, {"H", H}});
+      args_.cn = view3(a);
+      cn_ = a;
+    } else if (!cn.is_none()) {
+      throw py::value_error("cn: this cell has no cell state, expected None");
+    }
+    if (!return_states) return;
+    h_all_ = all_states(P, args_.h_all);
+    if (stack_.has_cell_state) c_all_ = all_states(H, args_.c_all);
+  }
+
+  void weights(const py::object& weights, const py::object& packed, bool training) {
+    if (!packed.is_none()) packed_ = &stack_.matching(packed);
+    if (py::isinstance<PackedObject>(weights)) {
+      if (training) throw py::value_error("weights: expected arrays in training, got packed weights");
+      packed_ = &stack_.matching(weights);
+    } else if (py::isinstance<py::sequence>(weights)) {
+      matrices_ = stack_.layer_weights(weights.cast<py::sequence>(), &kept_weights_);
+    } else {
+      throw py::type_error("weights: expected a sequence of arrays or packed weights, got " + type_name(weights));
+    }
+  }
+
+  py::tuple run(bool training) {
+    std::unique_ptr<Context> context;
+    if (!training) args_.dropout = 0;
+    {
+      const py::gil_scoped_release release;
+      context = rnnfast::forward(config_, args_, packed_ ? nullptr : &matrices_,
+                                 packed_ ? packed_->packed.get() : nullptr, training);
+    }
+    py::object ctx = py::none();
+    if (training) {
+      kept_.append(output_);
+      ctx = py::cast(
+          std::make_unique<ContextObject>(std::move(context), kept_, std::move(kept_weights_), batch_first_));
+    }
+    return py::make_tuple(output_, hn_, cn_, h_all_, c_all_, ctx);
+  }
+
+ private:
+  Axes sequence(const char* last, int64_t steps, int64_t batch, int64_t size) const {
+    const Axis t{"T", steps}, b{"B", batch}, n{last, size};
+    return batch_first_ ? Axes{b, t, n} : Axes{t, b, n};
+  }
+
+  Array3 state(const char* name, const py::object& object, bool cell, bool broadcast) {
+    if (object.is_none()) return {};
+    if (cell && !stack_.has_cell_state)
+      throw py::value_error(std::string(name) + ": this cell has no cell state, expected None");
+    const py::array a = stack_.state(name, object, cell, args_.batch, broadcast);
+    kept_.append(a);
+    return broadcast ? view_states(a) : view3(a);
+  }
+
+  py::array target(const char* name, const py::object& given, const Axes& axes) const {
+    if (given.is_none()) return empty(config_.dtype, {axes[0].size, axes[1].size, axes[2].size});
+    const py::array a = writeable(name, given, config_.dtype, axes);
+    if (overlap(a, x_)) throw py::value_error(std::string(name) + ": expected memory apart from x");
+    return a;
+  }
+
+  py::array all_states(int64_t n, void*& data) const {
+    py::array a = empty(config_.dtype, {args_.steps, config_.states(), args_.batch, n});
+    data = a.mutable_data();
+    return a;
+  }
+
+  const StackObject& stack_;
+  const Config& config_;
+  const bool batch_first_;
+  ForwardArgs args_;
+  py::array x_, output_, hn_;
+  py::array_t<int64_t> lengths_;
+  py::object cn_ = py::none(), h_all_ = py::none(), c_all_ = py::none();
+  py::list kept_;  // what the context must keep alive
+  std::vector<py::object> kept_weights_;
+  std::vector<LayerWeights> matrices_;
+  const PackedObject* packed_ = nullptr;
+};
+
+}  // namespace
+
 py::tuple StackObject::forward(const py::object& x, const py::object& h0, const py::object& c0,
                                const py::object& weights, bool batch_first, bool training, const py::object& lengths,
                                const py::object& reset, const py::object& reset_h, const py::object& reset_c,
                                bool return_states, double dropout, uint64_t seed, uint64_t call,
                                const py::object& output, const py::object& hn, const py::object& cn,
                                const py::object& packed) const {
-  const Axes x_axes = batch_first ? Axes{{"B", -1}, {"T", -1}, {"I", config.input_size}}
-                                  : Axes{{"T", -1}, {"B", -1}, {"I", config.input_size}};
-  const py::array xa = readable("x", x, config.dtype, x_axes);
-  ForwardArgs args;
-  args.steps = xa.shape(batch_first ? 1 : 0), args.batch = xa.shape(batch_first ? 0 : 1);
-  args.x = view3(xa, batch_first);
-  if (args.steps > INT32_MAX || args.batch > INT32_MAX)
-    throw py::value_error("x: expected at most 2147483647 steps and sequences, got shape " + describe_shape(xa));
-  py::list kept;
-  kept.append(xa);
-  const auto keep_state = [&](const char* name, const py::object& object, bool cell, bool broadcast) -> Array3 {
-    if (object.is_none()) return {};
-    const py::array a = state(name, object, cell, args.batch, broadcast);
-    kept.append(a);
-    return broadcast ? view_states(a) : view3(a);
-  };
-  args.h0 = keep_state("h0", h0, false, false);
-  args.c0 = keep_state("c0", c0, true, false);
-  args.reset_h = keep_state("reset_state", reset_h, false, true);
-  args.reset_c = keep_state("reset_state", reset_c, true, true);
-  if (!has_cell_state && (!c0.is_none() || !reset_c.is_none() || !cn.is_none()))
-    throw py::value_error("c0: this cell has no cell state, expected None");
-
-  if (!reset.is_none()) {
-    const auto a = py::array_t<bool>::ensure(reset);  // functional.py has checked it: bool, or 0 and 1
-    if (!a) throw py::type_error("reset: expected bool, got " + type_name(reset));
-    require_shape(
-        "reset", a,
-        batch_first ? Axes{{"B", args.batch}, {"T", args.steps}} : Axes{{"T", args.steps}, {"B", args.batch}});
-    args.reset = view3(a, batch_first);
-    kept.append(a);
-  }
-  py::array_t<int64_t> lengths_array;
-  if (!lengths.is_none()) {
-    lengths_array = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(lengths);
-    if (!lengths_array) throw py::type_error("lengths: expected integers, got " + type_name(lengths));
-    require_shape("lengths", lengths_array, {{"B", args.batch}});
-    for (int64_t b = 0; b < args.batch; ++b)
-      if (lengths_array.data()[b] < 0 || lengths_array.data()[b] > args.steps)
-        throw py::value_error("lengths: expected values within [0, " + std::to_string(args.steps) + "], got " +
-                              std::to_string(lengths_array.data()[b]) + " at " + std::to_string(b));
-    args.lengths = lengths_array.data();
-  }
-  if (!(dropout >= 0 && dropout <= 1))
-    throw py::value_error("dropout: expected within [0, 1], got " + std::to_string(dropout));
-  args.dropout = training && config.num_layers > 1 ? dropout : 0, args.seed = seed, args.call = call;
-
-  const int64_t width = config.num_directions * config.output_size();
-  const auto out3 = [&](const char* name, const py::object& given, const Axes& axes) {
-    if (given.is_none()) return empty(config.dtype, {axes[0].size, axes[1].size, axes[2].size});
-    const py::array a = writeable(name, given, config.dtype, axes);
-    if (overlap(a, xa)) throw py::value_error(std::string(name) + ": expected memory apart from x");
-    return a;
-  };
-  const Axes first{{batch_first ? "B" : "T", batch_first ? args.batch : args.steps},
-                   {batch_first ? "T" : "B", batch_first ? args.steps : args.batch},
-                   {"D*P", width}};
-  const py::array out = out3("output", output, first);
-  args.output = view3(out, batch_first);
-  const py::array hna = out3("hn", hn, {{"L*D", config.states()}, {"B", args.batch}, {"P", config.output_size()}});
-  args.hn = view3(hna);
-  py::object cna = py::none(), h_all = py::none(), c_all = py::none();
-  if (has_cell_state) {
-    const py::array a = out3("cn", cn, {{"L*D", config.states()}, {"B", args.batch}, {"H", config.hidden_size}});
-    args.cn = view3(a);
-    cna = a;
-  }
-  if (return_states) {
-    py::array h = empty(config.dtype, {args.steps, config.states(), args.batch, config.output_size()});
-    args.h_all = h.mutable_data();
-    h_all = std::move(h);
-    if (has_cell_state) {
-      py::array c = empty(config.dtype, {args.steps, config.states(), args.batch, config.hidden_size});
-      args.c_all = c.mutable_data();
-      c_all = std::move(c);
-    }
-  }
-
-  std::vector<LayerWeights> matrices;
-  std::vector<py::object> kept_weights;
-  const PackedObject* ready = packed.is_none() ? nullptr : &matching(packed);
-  if (py::isinstance<PackedObject>(weights)) {
-    if (training) throw py::value_error("weights: expected arrays in training, got packed weights");
-    ready = &matching(weights);
-  } else {
-    if (!py::isinstance<py::sequence>(weights))
-      throw py::type_error("weights: expected a sequence of arrays or packed weights, got " + type_name(weights));
-    matrices = layer_weights(weights.cast<py::sequence>(), &kept_weights);
-  }
-  std::unique_ptr<Context> context;
-  {
-    const py::gil_scoped_release release;
-    context =
-        rnnfast::forward(config, args, ready ? nullptr : &matrices, ready ? ready->packed.get() : nullptr, training);
-  }
-  py::object ctx = py::none();
-  if (training) {
-    kept.append(out);
-    ctx = py::cast(std::make_unique<ContextObject>(std::move(context), kept, std::move(kept_weights), batch_first));
-  }
-  return py::make_tuple(out, hna, cna, h_all, c_all, ctx);
+  ForwardCall forward(*this, x, batch_first);
+  forward.initial_states(h0, c0);
+  forward.segments(reset, reset_h, reset_c);
+  forward.lengths(lengths);
+  forward.dropout(dropout, seed, call);
+  forward.weights(weights, packed, training);
+  forward.outputs(output, hn, cn, return_states);
+  return forward.run(training);
 }
 
 const PackedObject& StackObject::matching(const py::object& packed) const {

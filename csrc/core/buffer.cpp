@@ -63,6 +63,7 @@ Buffer::Buffer(size_t bytes) : size_(bytes) {
   if (!block.data) block = allocate(bytes);
   data_ = block.data;
   capacity_ = block.capacity;
+  allow(data_, capacity_);
 }
 
 Buffer::~Buffer() {

@@ -432,7 +432,11 @@ std::unique_ptr<Context> forward(const Config& config, const ForwardArgs& args,
                                  const std::vector<LayerWeights>* weights, const Packed* packed, bool training) {
   auto plan = make_plan(config, args, training, lanes_of(config.dtype), get_num_threads());
   std::unique_ptr<Context> context;
-  if (training) context = std::make_unique<Context>(config, args, plan);
+  if (training) {
+    ForwardArgs kept = args;
+    kept.lengths = nullptr;  // the plan has its own copy; the caller's array may go
+    context = std::make_unique<Context>(config, kept, plan);
+  }
   if (config.dtype == Dtype::kFloat32)
     run_forward<float>(config, args, *plan, weights, packed, context.get());
   else

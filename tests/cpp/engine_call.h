@@ -104,8 +104,7 @@ class EngineCall {
     array->set(tensor);
     for (int64_t t = 0; t < n0; ++t)
       for (int64_t j = 0; j < n1; ++j)
-        if (t >= p_.length(j % p_.batch))
-          std::fill_n(array->row(t, j), n2, std::numeric_limits<T>::quiet_NaN());
+        if (t >= p_.length(j % p_.batch)) std::fill_n(array->row(t, j), n2, std::numeric_limits<T>::quiet_NaN());
     return view(array);
   }
   Array3 reset_state(const Tensor& tensor, int64_t rows, int64_t n) {

@@ -128,10 +128,10 @@ class Naive {
 template <class Function>
 void with_cell(const Problem& problem, bool training, Function&& function) {
   int cell = 0;
-#define RNNFAST_ROW(name, Type, parameters) \
-  if (problem.config.cell == cell++) {      \
+#define RNNFAST_ROW(name, Type, parameters)        \
+  if (problem.config.cell == cell++) {             \
     Naive<base::Type<V>> naive(problem, training); \
-    function(naive);                        \
+    function(naive);                               \
   }
   RNNFAST_CELLS(RNNFAST_ROW)
 #undef RNNFAST_ROW

@@ -19,7 +19,8 @@ Layout draw_layout(Random& random, bool may_flip) {
 void draw_options(Problem& p, Random& random) {
   Config& c = p.config;
   c.input_size = random.pick<int64_t>({1, 2, 3, 8, 16, 17, 35});
-  if (kCells[c.cell].cell_state && c.hidden_size > 1 && random.chance(1, 3)) c.proj_size = 1 + random.below(c.hidden_size - 1);
+  if (kCells[c.cell].cell_state && c.hidden_size > 1 && random.chance(1, 3))
+    c.proj_size = 1 + random.below(c.hidden_size - 1);
   c.num_layers = random.pick<int64_t>({1, 1, 2, 3, 4});
   c.num_directions = random.chance(1, 3) ? 2 : 1;
   c.bias = random.chance(3, 4);
@@ -112,10 +113,9 @@ Problem draw_problem(const Sizes& sizes, uint64_t seed) {
 
 std::string Problem::describe() const {
   char text[512];
-  std::snprintf(text, sizeof text,
-                "%s T %d B %d I %d H %d P %d L %d D %d%s%s%s%s%s%s dropout %g%s%s edge %d", kCells[config.cell].name,
-                int(steps), int(batch), int(config.input_size), int(config.hidden_size), int(config.proj_size),
-                int(config.num_layers), int(config.num_directions), config.bias ? " bias" : "",
+  std::snprintf(text, sizeof text, "%s T %d B %d I %d H %d P %d L %d D %d%s%s%s%s%s%s dropout %g%s%s edge %d",
+                kCells[config.cell].name, int(steps), int(batch), int(config.input_size), int(config.hidden_size),
+                int(config.proj_size), int(config.num_layers), int(config.num_directions), config.bias ? " bias" : "",
                 h0.empty() ? "" : " h0", c0.empty() ? "" : " c0", lengths.empty() ? "" : " ragged",
                 reset.empty() ? "" : " reset", return_states ? " states" : "", dropout,
                 x_layout.swapped ? " batch_first" : "", x_layout.flipped ? " flipped" : "", int(edge));
@@ -131,14 +131,12 @@ void check_outputs(const Outputs& got, const Outputs& want, double tolerance) {
 }
 
 void check_gradients(const Gradients& got, const Gradients& want, double tolerance) {
-  check_each(got, want, [&](const std::string& name, const Tensor& g, const Tensor& w) {
-    check_close(name, g, w, tolerance);
-  });
+  check_each(got, want,
+             [&](const std::string& name, const Tensor& g, const Tensor& w) { check_close(name, g, w, tolerance); });
 }
 
 void check_same_gradients(const Gradients& got, const Gradients& want) {
-  check_each(got, want,
-             [&](const std::string& name, const Tensor& g, const Tensor& w) { check_same(name, g, w); });
+  check_each(got, want, [&](const std::string& name, const Tensor& g, const Tensor& w) { check_same(name, g, w); });
 }
 
 }  // namespace rnnfast::test

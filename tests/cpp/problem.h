@@ -19,8 +19,8 @@ struct ProblemWeights {
 struct Problem {
   Config config;
   int64_t steps, batch;
-  std::vector<int64_t> lengths;             // empty: all of them `steps`
-  std::vector<uint8_t> reset;               // [T, B]; empty: none
+  std::vector<int64_t> lengths;                // empty: all of them `steps`
+  std::vector<uint8_t> reset;                  // [T, B]; empty: none
   int64_t reset_h_rows = 0, reset_c_rows = 0;  // 0 (zeros), 1 or B
   double dropout = 0;
   uint64_t seed = 0, call = 0;

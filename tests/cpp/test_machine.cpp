@@ -50,7 +50,9 @@ void splits_and_threads() {
 void buffers() {
   release_pool();
   CHECK(pooled_bytes() == 0);
-  { const Buffer empty(0), small(1), large(size_t{5} << 20); }
+  {
+    const Buffer empty(0), small(1), large(size_t{5} << 20);
+  }
   CHECK(pooled_bytes() >= size_t{5} << 20);
   {
     const Buffer again(size_t{5} << 20);

@@ -34,28 +34,31 @@ class Cell(torch.nn.RNNCellBase):
         x = input.unsqueeze(0) if unbatched else input
         elements = [s.unsqueeze(0) if s is not None and s.dim() == 1 else s for s in state]
         self._check(x, elements)
-        # [B, .] as one step [1, B, .] of one layer
-        h0, c0 = [None if s is None else s.unsqueeze(0) for s in (*elements, None)[:2]]
-        inputs = Inputs(x.unsqueeze(0), h0, c0, None, None, self._weights())
-        options = Options(self.cell(), 1, False, False, 0.0, False)
-        _, *new = self._run(options, inputs)
-        step = [s.squeeze(0) for s in new[: len(state)]]
-        return tuple(s.squeeze(0) for s in step) if unbatched else tuple(step)
-
-    def _run(self, options: Options, inputs: Inputs) -> tuple[Any, ...]:
-        why = fallback.reason(inputs.x, inputs.weights[0])
+        weights = self._weights()
+        why = fallback.reason(x, weights[0])
         if why is not None and fallback.announce(why):
-            return fallback.run(options, inputs, _NO_EXTRAS, False, None)
-        if not fallback.autocasts(inputs.x):
-            return route.run(options, inputs, _NO_EXTRAS, self._cache)
-        kind = {"lstm": "LSTMCell", "gru": "GRUCell"}.get(options.cell, "RNNCell")
-        return fallback.run_in_autocast(
-            kind,
-            (),
-            lambda converted: route.run(options, converted, _NO_EXTRAS, self._cache),
-            inputs,
-            (self.training, False),
-        )
+            new = fallback.run_cell(self.cell(), x, tuple(elements), weights)
+        else:
+            new = self._run(x, elements, weights)
+        return tuple(s.squeeze(0) for s in new) if unbatched else new
+
+    def _run(self, x: Tensor, state: list[Any], weights: list[Tensor]) -> tuple[Tensor, ...]:
+        # [B, .] as one step [1, B, .] of one layer
+        h0, c0 = [None if s is None else s.unsqueeze(0) for s in (*state, None)[:2]]
+        inputs = Inputs(x.unsqueeze(0), h0, c0, None, None, weights)
+        options = Options(self.cell(), 1, False, False, 0.0, False)
+        if not fallback.autocasts(x):
+            _, *new = route.run(options, inputs, _NO_EXTRAS, self._cache)
+        else:
+            kind = {"lstm": "LSTMCell", "gru": "GRUCell"}.get(options.cell, "RNNCell")
+            _, *new = fallback.run_in_autocast(
+                kind,
+                (),
+                lambda converted: route.run(options, converted, _NO_EXTRAS, self._cache),
+                inputs,
+                (self.training, False),
+            )
+        return tuple(s.squeeze(0) for s in new[: len(state)])
 
     def _weights(self) -> list[Tensor]:
         weights = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]

@@ -68,6 +68,15 @@ def run(options: Options, inputs: Inputs, extras: Extras, training: bool, batch_
     return output, state[0], state[1] if has_c else None, None, None
 
 
+def run_cell(cell: str, x: Tensor, state: tuple[Tensor | None, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
+    """One step [B, .] by torch's own implementation: the new state, (h,) or (h, c)."""
+    zeros = x.new_zeros(x.shape[0], weights[1].shape[1])
+    h, *c = (zeros if s is None else s for s in state)
+    biases = weights[2:] or [None, None]
+    result = getattr(torch._VF, f"{cell}_cell")(x, (h, *c) if c else h, *weights[:2], *biases)  # type: ignore[attr-defined]
+    return tuple(result) if c else (result,)
+
+
 def _initial(options: Options, inputs: Inputs, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
     x, weights = inputs.x, inputs.weights
     runs = options.num_layers * (2 if options.bidirectional else 1)
@@ -106,11 +115,8 @@ def run_in_autocast(kind: str, layer: tuple[Any, ...], call: Callable[[Inputs], 
     grad = torch.is_grad_enabled()
     expected = autocast_dtypes(kind, layer, dtypes, packed, (training, grad, autocast)) or (autocast,) * 3
     converted = Inputs(*(None if t is None else t.to(own) for t in inputs[:5]), weights=inputs.weights)
-    of_h, of_c = (expected[1], expected[2]) if len(expected) == 3 else (expected[-1], own)
-    return tuple(
-        None if o is None else o.to(dtype)
-        for o, dtype in zip(call(converted), (expected[0], of_h, of_c, of_h, of_c), strict=True)
-    )
+    wanted = (*expected, *expected[1:])
+    return tuple(None if o is None else o.to(dtype) for o, dtype in zip(call(converted), wanted, strict=True))
 
 
 @_at_trace_time
@@ -127,7 +133,7 @@ def _ask_torch(
     packed: bool,
     modes: tuple[bool, bool, torch.dtype],
 ) -> tuple[torch.dtype, ...] | None:
-    """The dtypes of output, hn (and cn) that torch.nn's own module returns under autocast; None where it refuses.
+    """The dtypes of output, hn and cn that torch.nn's own module returns under autocast; None where it refuses.
 
     They depend on which of its paths torch takes (LSTM: bfloat16 when dense, float32 when packed; GRU: x's), so torch is
     asked, with the smallest module of that kind.
@@ -143,9 +149,12 @@ def _ask_torch(
     training, grad, autocast = modes
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(grad), torch.autocast("cpu", autocast):
         try:
-            return tuple(_dtypes(_probe(kind, layer, dtypes, packed, training)))
+            found = list(_dtypes(_probe(kind, layer, dtypes, packed, training)))
         except (RuntimeError, ValueError, TypeError):
             return None
+    if not layer:
+        found.insert(0, found[0])  # a cell has no output beside h
+    return (*found, found[-1])[:3]
 
 
 def _probe(kind: str, layer: tuple[Any, ...], dtypes: tuple[Any, ...], packed: bool, training: bool) -> Any:
