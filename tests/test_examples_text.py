@@ -138,11 +138,11 @@ def interrupted(function, stop):
 
 
 def test_killed_three_times_ends_with_the_same_bits(script, text, tmp_path):
-    options = [text, "--dropout", 0.2, "--steps", 600, "--evaluate", 15, "--patience", 1000, "--generate", 0]
+    options = [text, "--dropout", 0.2, "--steps", 500, "--evaluate", 12, "--patience", 1000, "--generate", 0]
     arguments = list(map(str, ["--tiny", *options, "--save", tmp_path / "killed", "--resume"]))
     rng = np.random.default_rng()  # any moment must do
     for _ in range(3):
-        run_and_kill(arguments, tmp_path / "killed", rng.uniform(0.0, 0.25))
+        run_and_kill(arguments, tmp_path / "killed", rng.uniform(0.0, 0.12))
         assert rnnfast.load_checkpoint(tmp_path / "killed").user["test"] is None, "killed too late to prove anything"
     subprocess.run([sys.executable, str(SCRIPT), *arguments], check=True, stdout=subprocess.DEVNULL)
     assert invoke(script, *options, "--save", tmp_path / "whole").exit_code == 0

@@ -96,7 +96,39 @@ inline py::array writeable(const char* name, const py::handle& object, Dtype dty
   require_writeable(name, a);
   if (!rows_contiguous(a))
     throw py::value_error(std::string(name) + ": expected a contiguous last axis, got other strides");
+  for (py::ssize_t i = 0; i < a.ndim(); ++i)
+    if (a.shape(i) > 1 && a.strides(i) == 0)
+      throw py::value_error(std::string(name) + ": expected memory of its own for each element, got a broadcast view");
   return a;
+}
+
+// Integers of any type as int64; `flags`: bool, or integers 0 and 1. The shape is looked at before anything is copied,
+// and numbers beyond int64 become negative ones, which no argument allows.
+inline py::array_t<int64_t> integers(const char* name, const py::handle& object, const Axes& axes, bool flags = false) {
+  const char* const wanted = flags ? ": expected bool or integers 0 and 1, got " : ": expected integers, got ";
+  const py::array a = py::array::ensure(object);
+  if (!a) throw py::type_error(std::string(name) + wanted + type_name(object));
+  const char kind = a.dtype().kind();
+  if (kind != 'i' && kind != 'u' && !(flags && kind == 'b') && a.size())
+    throw py::type_error(std::string(name) + wanted + "dtype " + std::string(py::str(a.dtype())));
+  require_shape(name, a, axes);
+  auto values = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(a);
+  if (!values) throw py::type_error(std::string(name) + wanted + type_name(object));
+  return values;
+}
+
+// Bool as it is, with its strides; else a copy of 0 and 1.
+inline py::array flags(const char* name, const py::handle& object, const Axes& axes) {
+  if (py::isinstance<py::array_t<bool>>(object)) {
+    require_shape(name, py::reinterpret_borrow<py::array>(object), axes);
+    return py::reinterpret_borrow<py::array>(object);
+  }
+  const py::array_t<int64_t> values = integers(name, object, axes, true);
+  for (py::ssize_t i = 0; i < values.size(); ++i)
+    if (values.data()[i] < 0 || values.data()[i] > 1)
+      throw py::value_error(std::string(name) + ": expected bool or integers 0 and 1, got " +
+                            std::to_string(values.data()[i]));
+  return py::array_t<bool>::ensure(values);
 }
 
 inline py::array empty(Dtype dtype, const std::vector<py::ssize_t>& shape) {

@@ -1,5 +1,6 @@
 #include "bindings/stack.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -136,33 +137,33 @@ class ForwardCall {
     args_.steps = x_.shape(batch_first ? 1 : 0), args_.batch = x_.shape(batch_first ? 0 : 1);
     if (args_.steps > INT32_MAX || args_.batch > INT32_MAX)
       throw py::value_error("x: expected at most 2147483647 steps and sequences, got shape " + describe_shape(x_));
+    const int64_t widest = std::max(config_.input_size, 4 * config_.num_directions * config_.hidden_size);
+    if (args_.batch && args_.steps > kLargest / args_.batch / widest)
+      throw py::value_error("x: expected as many steps and sequences as fit the memory, got shape " +
+                            describe_shape(x_));
     args_.x = view3(x_, batch_first);
     kept_.append(x_);
   }
 
   void initial_states(const py::object& h0, const py::object& c0) {
-    args_.h0 = state("h0", h0, false, false);
-    args_.c0 = state("c0", c0, true, false);
+    args_.h0 = state("hx (h0)", h0, false, false);
+    args_.c0 = state("hx (c0)", c0, true, false);
   }
 
   void segments(const py::object& reset, const py::object& reset_h, const py::object& reset_c) {
     args_.reset_h = state("reset_state", reset_h, false, true);
     args_.reset_c = state("reset_state", reset_c, true, true);
     if (reset.is_none()) return;
-    const auto a = py::array_t<bool>::ensure(reset);  // functional.py has checked it: bool, or 0 and 1
-    if (!a) throw py::type_error("reset: expected bool, got " + type_name(reset));
     Axes axes = sequence("", args_.steps, args_.batch, 0);
     axes.pop_back();
-    require_shape("reset", a, axes);
+    const py::array a = flags("reset", reset, axes);
     args_.reset = view3(a, batch_first_);
     kept_.append(a);
   }
 
   void lengths(const py::object& lengths) {
     if (lengths.is_none()) return;
-    lengths_ = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(lengths);
-    if (!lengths_) throw py::type_error("lengths: expected integers, got " + type_name(lengths));
-    require_shape("lengths", lengths_, {{"B", args_.batch}});
+    lengths_ = integers("lengths", lengths, {{"B", args_.batch}});
     for (int64_t b = 0; b < args_.batch; ++b)
       if (lengths_.data()[b] < 0 || lengths_.data()[b] > args_.steps)
         throw py::value_error("lengths: expected values within [0, " + std::to_string(args_.steps) + "], got " +
@@ -217,8 +218,8 @@ class ForwardCall {
     py::object ctx = py::none();
     if (training) {
       kept_.append(output_);
-      ctx = py::cast(
-          std::make_unique<ContextObject>(std::move(context), kept_, std::move(kept_weights_), batch_first_));
+      ctx =
+          py::cast(std::make_unique<ContextObject>(std::move(context), kept_, std::move(kept_weights_), batch_first_));
     }
     return py::make_tuple(output_, hn_, cn_, h_all_, c_all_, ctx);
   }
@@ -471,12 +472,10 @@ py::array StreamObject::step(const py::object& x, const py::object& reset, const
   args.steps = 1, args.batch = batch_;
   args.x = {const_cast<void*>(xa.data()), 0, xa.strides(0) / xa.itemsize()};
   args.output = {const_cast<void*>(y.data()), 0, y.strides(0) / y.itemsize()};
-  py::array_t<bool> cut;
+  py::array cut;
   if (!reset.is_none()) {
-    cut = py::array_t<bool>::ensure(reset);
-    if (!cut) throw py::type_error("reset: expected bool, got " + type_name(reset));
-    require_shape("reset", cut, {{"B", batch_}});
-    args.reset = {const_cast<bool*>(cut.data()), 0, cut.strides(0)};
+    cut = flags("reset", reset, {{"B", batch_}});
+    args.reset = {const_cast<void*>(cut.data()), 0, cut.strides(0)};
   }
   args.h0 = view3(h_[0]), args.hn = view3(h_[1]);
   if (stack_.has_cell_state) args.c0 = view3(c_[0]), args.cn = view3(c_[1]);
@@ -519,9 +518,7 @@ void StreamObject::set_state(const py::object& h, const py::object& c) {
 void StreamObject::reorder(const py::object& rows) {
   require_open();
   const Busy busy(busy_, "stream");
-  const auto index = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(rows);
-  if (!index) throw py::type_error("rows: expected integers, got " + type_name(rows));
-  require_shape("rows", index, {{"B", batch_}});
+  const py::array_t<int64_t> index = integers("rows", rows, {{"B", batch_}});
   for (int64_t b = 0; b < batch_; ++b)
     if (index.data()[b] < 0 || index.data()[b] >= batch_)
       throw py::value_error("rows: expected values within [0, " + std::to_string(batch_) + "), got " +
@@ -540,6 +537,7 @@ void StreamObject::reorder(const py::object& rows) {
 
 void StreamObject::set_packed(std::shared_ptr<PackedObject> packed) {
   require_open();
+  stack_.matching(py::cast(packed));
   packed_ = std::move(packed);
 }
 

@@ -30,8 +30,8 @@ class ContextObject {
   // Read these arrays, of the same contents, in place of those that the forward was given: for a caller that cannot
   // promise to leave their memory alone (a compiler that plans memory sees the arguments of calls, not this object).
   void rebind(const StackObject& stack, const py::object& x, const py::object& h0, const py::object& c0,
-              const py::sequence& weights, const py::object& reset, const py::object& reset_h, const py::object& reset_c,
-              const py::object& output);
+              const py::sequence& weights, const py::object& reset, const py::object& reset_h,
+              const py::object& reset_c, const py::object& output);
 
  private:
   std::unique_ptr<Context> context_;
@@ -50,8 +50,8 @@ class StackObject {
   py::tuple forward(const py::object& x, const py::object& h0, const py::object& c0, const py::object& weights,
                     bool batch_first, bool training, const py::object& lengths, const py::object& reset,
                     const py::object& reset_h, const py::object& reset_c, bool return_states, double dropout,
-                    uint64_t seed, uint64_t call, const py::object& output, const py::object& hn,
-                    const py::object& cn, const py::object& packed) const;
+                    uint64_t seed, uint64_t call, const py::object& output, const py::object& hn, const py::object& cn,
+                    const py::object& packed) const;
 
   const PackedObject& matching(const py::object& packed) const;  // it, if it belongs to this configuration
   std::vector<LayerWeights> layer_weights(const py::sequence& weights, std::vector<py::object>* kept) const;

@@ -29,7 +29,7 @@ struct ExpConstants<double> {
   static constexpr double kLog2E = 1.44269504088896340736, kLn2High = 6.93145751953125e-1,
                           kLn2Low = 1.42860682030941723212e-6;
   static constexpr double kMax = 709.0, kTanhMax = 40.0;  // kMax: 1 / exp flushes to zero, so sigmoid(-inf) is 0
-  static constexpr int kTerms = 12;  // Taylor: the next term is below 2^-57
+  static constexpr int kTerms = 12;                       // Taylor: the next term is below 2^-57
   static constexpr double kQ[kTerms] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
                                         1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
                                         1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};

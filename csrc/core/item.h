@@ -125,8 +125,8 @@ struct Network {
   WeightGradients<T>* grad_weights;  // [layer][direction]
   T* gradient_sums;                  // one direction's after the other's, reused by every layer (cpu/gradients.h)
   int64_t gradient_sums_stride;
-  Sequence<T>* grad_input;           // [layers], data null: not wanted
-  const int32_t* lengths;            // [batch] in the caller's order; null: all T
+  Sequence<T>* grad_input;  // [layers], data null: not wanted
+  const int32_t* lengths;   // [batch] in the caller's order; null: all T
 };
 
 // The kernels of one instruction set, for one element type.

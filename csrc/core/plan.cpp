@@ -15,6 +15,7 @@ constexpr double kFlopsPerMicrosecond = 8e4;    // fused multiply-adds in float3
 constexpr double kBytesPerMicrosecond = 5e4;    // weights streamed from the second-level cache
 constexpr double kBarrier = 0.6, kRegion = 12;  // of a step; of entering a parallel region
 constexpr int64_t kLeastRows = 4;               // a slice with fewer sequences reads the weights too often
+constexpr double kMostShared = 512 << 10;       // weights that each of several threads may stream for itself
 constexpr int64_t kChunkBytes = 384 << 10;      // pre-activations that stay in the second-level cache
 constexpr int64_t kChunkRows = 2048, kGradientRows = 128;
 
@@ -63,7 +64,7 @@ void choose_split(Plan& plan, const Config& config, const ForwardArgs& args, int
   }
   const int64_t directions = config.num_directions;
   const int64_t share = std::max<int64_t>(1, max_threads / directions);  // threads for each direction
-  if (share == 1 || args.batch / share >= kLeastRows) {
+  if (share == 1 || (args.batch / share >= kLeastRows && work.bytes <= kMostShared)) {
     plan.slices = std::min(share, std::max<int64_t>(1, args.batch / kLeastRows));
     plan.threads = std::min<int64_t>(max_threads, directions * plan.slices);
     plan.reason = share == 1 ? "a thread for each direction" : "the batch is split, no barriers";
@@ -76,8 +77,8 @@ void choose_split(Plan& plan, const Config& config, const ForwardArgs& args, int
 }
 
 // Sequences are dealt to the slices by falling length, so that every slice gets long and short ones.
-void fill_slice(SlicePlan& slice, const std::vector<int32_t>& sorted, const std::vector<int32_t>& lengths, int64_t index,
-                int64_t slices, int64_t steps) {
+void fill_slice(SlicePlan& slice, const std::vector<int32_t>& sorted, const std::vector<int32_t>& lengths,
+                int64_t index, int64_t slices, int64_t steps) {
   for (size_t i = index; i < sorted.size(); i += slices) {
     slice.order.push_back(sorted[i]);
     slice.lengths.push_back(lengths[sorted[i]]);
@@ -108,7 +109,8 @@ void make_slices(Plan& plan, const ForwardArgs& args) {
   if (!ragged) {
     for (int64_t s = 0; s < plan.slices; ++s) {
       const int64_t begin = args.batch * s / plan.slices, end = args.batch * (s + 1) / plan.slices;
-      plan.slice[s].schedule = {args.steps, end - begin, begin, args.steps * (end - begin), nullptr, nullptr, nullptr, nullptr};
+      plan.slice[s].schedule = {args.steps, end - begin, begin,   args.steps * (end - begin),
+                                nullptr,    nullptr,     nullptr, nullptr};
     }
     return;
   }
@@ -117,8 +119,7 @@ void make_slices(Plan& plan, const ForwardArgs& args) {
   std::iota(sorted.begin(), sorted.end(), 0);
   std::stable_sort(sorted.begin(), sorted.end(),
                    [&](int32_t a, int32_t b) { return plan.lengths[a] > plan.lengths[b]; });
-  for (int64_t s = 0; s < plan.slices; ++s)
-    fill_slice(plan.slice[s], sorted, plan.lengths, s, plan.slices, args.steps);
+  for (int64_t s = 0; s < plan.slices; ++s) fill_slice(plan.slice[s], sorted, plan.lengths, s, plan.slices, args.steps);
 }
 
 int64_t max_sequences(const Plan& plan) {

@@ -7,11 +7,11 @@
 #include "cell/rnn.h"
 
 // X(name, template, parameters as a comma-separated string)
-#define RNNFAST_CELLS(X)   \
-  X(rnn_tanh, RnnTanh, "") \
-  X(rnn_relu, RnnRelu, "") \
-  X(lstm, Lstm, "")        \
-  X(gru, Gru, "") \
+#define RNNFAST_CELLS(X)            \
+  X(rnn_tanh, RnnTanh, "")          \
+  X(rnn_relu, RnnRelu, "")          \
+  X(lstm, Lstm, "")                 \
+  X(gru, Gru, "")                   \
   X(leaky_tanh, LeakyTanh, "alpha") \
   X(leaky_relu, LeakyRelu, "alpha")
 

@@ -22,8 +22,10 @@ void gates_tile(T* target, const T* row0, const GateOperand& operand, const T* w
   Tile<T, MR, U, 1> tile;
   tile.clear();
   accumulate_gates<T, MR, U>(tile, row0, operand, w, w_stride);
-  RNNFAST_UNROLL for (int m = 0; m < MR; ++m)
-    RNNFAST_UNROLL for (int u = 0; u < U; ++u) tile.acc[m][u].store(target + (m * U + u) * W);
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m)
+      RNNFAST_UNROLL
+        for (int u = 0; u < U; ++u) tile.acc[m][u].store(target + (m * U + u) * W);
 }
 
 template <class T, class Cell>
@@ -63,7 +65,8 @@ class BackwardItem {
       store(item_.carry_c, item_.grad_c0, item_.H, blocks_);
       store(item_.carry_reset_c, item_.grad_reset_c, item_.H, blocks_);
     }
-    group_.wait();  // the next item of this group uses other memory, but the products that follow read all gate gradients
+    group_
+        .wait();  // the next item of this group uses other memory, but the products that follow read all gate gradients
   }
 
  private:
@@ -112,8 +115,8 @@ class BackwardItem {
 
   // Adds what reaches h beside the recurrent product. Sequences whose first step was the later one are done: theirs stays
   // in the carry, for h0.
-  __attribute__((noinline)) void grad_h_tile(int64_t t, int64_t rows, int64_t from, int64_t row, int count, int64_t block,
-                                             int width) {
+  __attribute__((noinline)) void grad_h_tile(int64_t t, int64_t rows, int64_t from, int64_t row, int count,
+                                             int64_t block, int width) {
     for (int m = 0; m < count; ++m)
       for (int u = 0; u < width; ++u) {
         V dh = V::load(scratch_.tile + (m * width + u) * W) + carry(item_.carry_h, row + m, block + u);
@@ -142,7 +145,8 @@ class BackwardItem {
     T* slot = slot_of<Cell>(item_, block, offset(schedule_, t) + i);
     const int64_t lanes = Blocks<T>::lanes(item_.H, block);
     V s[S], h_prev, c_prev, c, dc, dh_prev;
-    RNNFAST_UNROLL for (int g = 0; g < S; ++g) s[g] = V::load(slot + g * W);
+    RNNFAST_UNROLL
+      for (int g = 0; g < S; ++g) s[g] = V::load(slot + g * W);
     if constexpr (Cell::kReadsPreviousH) h_prev = load_lanes(scratch_.h_rows[i] + block * W, lanes);
     if constexpr (Cell::kCellState) {
       const T* cells = item_.cells + block * item_.cell_rows * W;
@@ -154,7 +158,8 @@ class BackwardItem {
         dc = dc + load_lanes(at(item_.grad_c_all, t, batch_index(schedule_, i)) + block * W, lanes);
     }
     cell_.backward(s, h_prev, c_prev, c, dh, dc, dh_prev);
-    RNNFAST_UNROLL for (int g = 0; g < S; ++g) s[g].store(slot + g * W);
+    RNNFAST_UNROLL
+      for (int g = 0; g < S; ++g) s[g].store(slot + g * W);
     if constexpr (Cell::kCellState) dc.store(carry_address(item_.carry_c, i, block));
     if constexpr (Cell::kReadsPreviousH) dh_prev.store(carry_address(item_.carry_h, i, block));
   }
@@ -171,7 +176,8 @@ class BackwardItem {
     });
   }
 
-  __attribute__((noinline)) void adjoint_tile(int64_t t, int64_t from, int64_t row, int count, int64_t block, int width) {
+  __attribute__((noinline)) void adjoint_tile(int64_t t, int64_t from, int64_t row, int count, int64_t block,
+                                              int width) {
     for (int m = 0; m < count; ++m)
       for (int u = 0; u < width; ++u)
         adjoint(t, from, row + m, block + u, V::load(scratch_.tile + (m * width + u) * W));

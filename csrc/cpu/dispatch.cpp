@@ -20,10 +20,10 @@
 #endif
 
 // Declared here, defined by cpu/engine.cpp for each instruction set and element type.
-#define RNNFAST_DECLARE(isa)                     \
-  namespace rnnfast::isa {                       \
-  extern const Engine<float> engine_float;       \
-  extern const Engine<double> engine_double;     \
+#define RNNFAST_DECLARE(isa)                 \
+  namespace rnnfast::isa {                   \
+  extern const Engine<float> engine_float;   \
+  extern const Engine<double> engine_double; \
   }
 RNNFAST_DECLARE(scalar)
 #if defined(__x86_64__)
@@ -52,9 +52,7 @@ bool saves_registers(unsigned mask) {
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (low & mask) == mask;
 }
-bool runs_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && saves_registers(0x06);
-}
+bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && saves_registers(0x06); }
 bool runs_avx512() {
   return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && saves_registers(0xe6);
@@ -154,7 +152,8 @@ void choose_isa() {
       chosen() = &isa;
       return;
     }
-  throw std::runtime_error("RNNFAST_ISA: expected one of " + joined(possible_isas()) + " on this machine, got '" + wanted + "'");
+  throw std::runtime_error("RNNFAST_ISA: expected one of " + joined(possible_isas()) + " on this machine, got '" +
+                           wanted + "'");
 }
 
 // libgomp's worker threads do not survive a fork, and waiting for them would never end: a child runs on one thread.
@@ -175,7 +174,8 @@ void set_num_threads(int n) {
 
 double fma_peak(int threads, double seconds, Dtype dtype) {
   const auto run = [&](int64_t n) {
-    return dtype == Dtype::kFloat32 ? engine<float>().fma_seconds(n, threads) : engine<double>().fma_seconds(n, threads);
+    return dtype == Dtype::kFloat32 ? engine<float>().fma_seconds(n, threads)
+                                    : engine<double>().fma_seconds(n, threads);
   };
   const int lanes = dtype == Dtype::kFloat32 ? engine<float>().lanes : engine<double>().lanes;
   int64_t iterations = 100000;

@@ -130,7 +130,8 @@ void pack(const Network<Real>& net) {
 }
 
 using Entry = void (*)(const Network<Real>&);
-#define RNNFAST_ROW(name, Type, parameters) {forward<Type<Vec<Real>>>, backward<Type<Vec<Real>>>, pack<Type<Vec<Real>>>},
+#define RNNFAST_ROW(name, Type, parameters) \
+  {forward<Type<Vec<Real>>>, backward<Type<Vec<Real>>>, pack<Type<Vec<Real>>>},
 constexpr Entry kEntries[][3] = {RNNFAST_CELLS(RNNFAST_ROW)};
 #undef RNNFAST_ROW
 
@@ -141,7 +142,8 @@ void fma_chains(int64_t iterations, Real* sink) {
   for (int i = 0; i < 12; ++i) chain[i] = V(Real(i));
   const V a(Real(0.999)), b(Real(0.001));
   for (int64_t n = 0; n < iterations; ++n)
-    RNNFAST_UNROLL for (int i = 0; i < 12; ++i) chain[i] = fma(chain[i], a, b);
+    RNNFAST_UNROLL
+      for (int i = 0; i < 12; ++i) chain[i] = fma(chain[i], a, b);
   for (int i = 1; i < 12; ++i) chain[0] = chain[0] + chain[i];
   chain[0].store(sink);
 }

@@ -14,11 +14,11 @@ RNNFAST_BEGIN
 template <class T>
 struct Step {
   int64_t t, rows;
-  const T* const* h_prev;   // [rows]
-  const int64_t* c_prev;    // [rows] rows of item.cells
-  T* slots;                 // of row 0 in block 0
-  int64_t slot_stride;      // between blocks
-  int64_t c_row;            // of row 0 in item.cells
+  const T* const* h_prev;  // [rows]
+  const int64_t* c_prev;   // [rows] rows of item.cells
+  T* slots;                // of row 0 in block 0
+  int64_t slot_stride;     // between blocks
+  int64_t c_row;           // of row 0 in item.cells
 };
 
 // What of a cell the products depend on: cells with one gate share their code.
@@ -49,17 +49,23 @@ void input_tile(const Item<T>& item, const T* const* x_rows, int64_t row, int64_
   constexpr int W = V::kLanes, G = Cell::kGates;
   Tile<T, MR, U, G> tile;
   const T* a[MR];
-  RNNFAST_UNROLL for (int m = 0; m < MR; ++m) a[m] = x_rows[m];
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m) a[m] = x_rows[m];
   const T* bias = item.bias + block * Cell::kSlots * W;
-  RNNFAST_UNROLL for (int m = 0; m < MR; ++m) load_vectors<T, U, G>(tile.acc[m], bias, Cell::kSlots * W);
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m) load_vectors<T, U, G>(tile.acc[m], bias, Cell::kSlots * W);
   const int64_t w_stride = item.I * G * W;
   accumulate(tile, a, item.I, item.w_ih + block * w_stride, w_stride);
-  RNNFAST_UNROLL for (int u = 0; u < U; ++u)
-    RNNFAST_UNROLL for (int m = 0; m < MR; ++m) {
-      T* slot = slot_of<Cell>(item, block + u, row + m);
-      RNNFAST_UNROLL for (int g = 0; g < G; ++g) tile.acc[m][u * G + g].store(slot + g * W);
-      RNNFAST_UNROLL for (int g = G; g < Cell::kSlots; ++g) V::load(bias + (u * Cell::kSlots + g) * W).store(slot + g * W);
-    }
+  RNNFAST_UNROLL
+    for (int u = 0; u < U; ++u)
+      RNNFAST_UNROLL
+        for (int m = 0; m < MR; ++m) {
+          T* slot = slot_of<Cell>(item, block + u, row + m);
+          RNNFAST_UNROLL
+            for (int g = 0; g < G; ++g) tile.acc[m][u * G + g].store(slot + g * W);
+          RNNFAST_UNROLL
+            for (int g = G; g < Cell::kSlots; ++g) V::load(bias + (u * Cell::kSlots + g) * W).store(slot + g * W);
+        }
 }
 
 // The step itself for MR rows of U blocks: recurrent product, cell, c and h.
@@ -69,32 +75,39 @@ void cell_tile(const Item<T>& item, const Cell& cell, const Step<T>& step, int64
   constexpr int W = V::kLanes, G = Cell::kGates, R = Cell::kRecurrent, S = Cell::kSlots;
   Tile<T, MR, U, G> tile;
   const T* a[MR];
-  RNNFAST_UNROLL for (int m = 0; m < MR; ++m) a[m] = step.h_prev[i + m];
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m) a[m] = step.h_prev[i + m];
   T* slots = step.slots + block * step.slot_stride + i * S * W;
-  RNNFAST_UNROLL for (int m = 0; m < MR; ++m)
-    load_vectors<T, U, G>(tile.acc[m], slots + (m * S + R) * W, step.slot_stride);
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m) load_vectors<T, U, G>(tile.acc[m], slots + (m * S + R) * W, step.slot_stride);
   const int64_t w_stride = item.P * G * W;
   accumulate(tile, a, item.P, item.w_hh + block * w_stride, w_stride);
 
-  RNNFAST_UNROLL for (int u = 0; u < U; ++u) {
-    const int64_t lanes = Blocks<T>::lanes(item.H, block + u);
-    RNNFAST_UNROLL for (int m = 0; m < MR; ++m) {
-      T* slot = slots + u * step.slot_stride + m * S * W;
-      V s[S], h_prev, c_prev, h, c;
-      RNNFAST_UNROLL for (int g = 0; g < R; ++g) s[g] = V::load(slot + g * W);
-      RNNFAST_UNROLL for (int g = 0; g < G; ++g) s[R + g] = tile.acc[m][u * G + g];
-      T* cells = item.cells + (block + u) * item.cell_rows * W;
-      if constexpr (Cell::kReadsPreviousH) h_prev = load_lanes(step.h_prev[i + m] + (block + u) * W, lanes);
-      if constexpr (Cell::kCellState) c_prev = V::load(cells + step.c_prev[i + m] * W);
-      cell.forward(s, h_prev, c_prev, h, c);
-      if constexpr (Cell::kCellState) c.store(cells + (step.c_row + i + m) * W);
-      if (item.keep) RNNFAST_UNROLL for (int g = 0; g < S; ++g) s[g].store(slot + g * W);
-      const int64_t b = batch_index(item.schedule, i + m);
-      T* row = !item.projected ? at(item.out, step.t, b)
-                               : item.raw + (item.keep ? offset(item.schedule, step.t) + i + m : i + m) * item.H;
-      store_lanes(h, row + (block + u) * W, lanes);
+  RNNFAST_UNROLL
+    for (int u = 0; u < U; ++u) {
+      const int64_t lanes = Blocks<T>::lanes(item.H, block + u);
+      RNNFAST_UNROLL
+        for (int m = 0; m < MR; ++m) {
+          T* slot = slots + u * step.slot_stride + m * S * W;
+          V s[S], h_prev, c_prev, h, c;
+          RNNFAST_UNROLL
+            for (int g = 0; g < R; ++g) s[g] = V::load(slot + g * W);
+          RNNFAST_UNROLL
+            for (int g = 0; g < G; ++g) s[R + g] = tile.acc[m][u * G + g];
+          T* cells = item.cells + (block + u) * item.cell_rows * W;
+          if constexpr (Cell::kReadsPreviousH) h_prev = load_lanes(step.h_prev[i + m] + (block + u) * W, lanes);
+          if constexpr (Cell::kCellState) c_prev = V::load(cells + step.c_prev[i + m] * W);
+          cell.forward(s, h_prev, c_prev, h, c);
+          if constexpr (Cell::kCellState) c.store(cells + (step.c_row + i + m) * W);
+          if (item.keep)
+            RNNFAST_UNROLL
+              for (int g = 0; g < S; ++g) s[g].store(slot + g * W);
+          const int64_t b = batch_index(item.schedule, i + m);
+          T* row = !item.projected ? at(item.out, step.t, b)
+                                   : item.raw + (item.keep ? offset(item.schedule, step.t) + i + m : i + m) * item.H;
+          store_lanes(h, row + (block + u) * W, lanes);
+        }
     }
-  }
 }
 
 // Rows of a plain product (projection, and below the backward products) go to a small buffer that stays in L1.
@@ -103,11 +116,14 @@ void rows_tile(T* target, const T* const* rows, int64_t K, const T* w, int64_t w
   constexpr int W = Vec<T>::kLanes;
   Tile<T, MR, U, 1> tile;
   const T* a[MR];
-  RNNFAST_UNROLL for (int m = 0; m < MR; ++m) a[m] = rows[m];
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m) a[m] = rows[m];
   tile.clear();
   accumulate(tile, a, K, w, w_stride);
-  RNNFAST_UNROLL for (int m = 0; m < MR; ++m)
-    RNNFAST_UNROLL for (int u = 0; u < U; ++u) tile.acc[m][u].store(target + (m * U + u) * W);
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m)
+      RNNFAST_UNROLL
+        for (int u = 0; u < U; ++u) tile.acc[m][u].store(target + (m * U + u) * W);
 }
 
 // run.template operator()<MR, U>() for the run-time values; MR up to what U * G vectors leave room for.
@@ -115,8 +131,8 @@ template <int U, int G, class Run>
 RNNFAST_FN void with_rows(int64_t rows, Run&& run) {
   constexpr int kMost = max_rows(U * G);
   switch (rows) {
-#define RNNFAST_CASE(n) \
-  case n:               \
+#define RNNFAST_CASE(n)                                        \
+  case n:                                                      \
     if constexpr (n <= kMost) run.template operator()<n, U>(); \
     break;
     RNNFAST_CASE(1)
@@ -262,9 +278,7 @@ class ForwardItem {
     }
   }
 
-  V cell_vector(int64_t row, int64_t block) const {
-    return V::load(item_.cells + (block * item_.cell_rows + row) * W);
-  }
+  V cell_vector(int64_t row, int64_t block) const { return V::load(item_.cells + (block * item_.cell_rows + row) * W); }
   static void copy_lanes(const T* source, T* target, int64_t n, int64_t block) {
     const int64_t lanes = Blocks<T>::lanes(n, block);
     store_lanes(load_lanes(source + block * W, lanes), target + block * W, lanes);

@@ -39,7 +39,7 @@ class WeightGradient {
   static constexpr int64_t W = V::kLanes;
   static constexpr int G = Cell::kGates, S = Cell::kSlots, R = Cell::kRecurrent;
   static constexpr int kWidth = panel_blocks<G>;
-  static constexpr int64_t kTileColumns = least(6, max_rows(kWidth * G));
+  static constexpr int64_t kTileColumns = least(6, max_rows(kWidth* G));
 
  public:
   WeightGradient(const Network<T>& net, int64_t layer, int64_t direction, Scratch<T>& scratch)
@@ -139,14 +139,17 @@ class WeightGradient {
         Tile<T, MR, UU, G> tile;
         tile.clear();
         outer<T, MR, UU, G>(tile, scratch_.h_rows, column, rows.end - rows.begin, gates, S * W, gate_stride);
-        RNNFAST_UNROLL for (int m = 0; m < MR; ++m)
-          RNNFAST_UNROLL for (int u = 0; u < UU; ++u)
-            RNNFAST_UNROLL for (int g = 0; g < G; ++g) {
-              T* sum = sums + u * block_stride + ((column + m) * G + g) * W;
-              V& value = tile.acc[m][u * G + g];
-              if (!rows.first) value = value + V::load(sum);
-              value.store(sum);
-            }
+        RNNFAST_UNROLL
+          for (int m = 0; m < MR; ++m)
+            RNNFAST_UNROLL
+              for (int u = 0; u < UU; ++u)
+                RNNFAST_UNROLL
+                  for (int g = 0; g < G; ++g) {
+                    T* sum = sums + u * block_stride + ((column + m) * G + g) * W;
+                    V& value = tile.acc[m][u * G + g];
+                    if (!rows.first) value = value + V::load(sum);
+                    value.store(sum);
+                  }
       });
     });
   }
@@ -154,10 +157,12 @@ class WeightGradient {
   void bias(const Rows& rows, int64_t panel) {
     for (int64_t block = panel; block < panel_end(panel); ++block) {
       V part[S];
-      RNNFAST_UNROLL for (int s = 0; s < S; ++s) part[s] = V(T(0));
+      RNNFAST_UNROLL
+        for (int s = 0; s < S; ++s) part[s] = V(T(0));
       const T* gates = slot_of<Cell>(rows.item, block, rows.begin);
       for (int64_t r = rows.begin; r < rows.end; ++r, gates += S * W)
-        RNNFAST_UNROLL for (int s = 0; s < S; ++s) part[s] = part[s] + V::load(gates + s * W);
+        RNNFAST_UNROLL
+          for (int s = 0; s < S; ++s) part[s] = part[s] + V::load(gates + s * W);
       for (int s = 0; s < S; ++s) {
         T* sum = sums_.bias + (block * S + s) * W;
         (rows.first ? part[s] : part[s] + V::load(sum)).store(sum);
@@ -215,8 +220,8 @@ class WeightGradient {
     for (int64_t r = begin; r < end; ++t) {
       const int64_t row0 = offset(item.schedule, t), stop = least(end, row0 + active(item.schedule, t));
       for (; r < stop; ++r)
-        scratch_.h_rows[r - begin] = recurrent ? previous_h(item, t, r - row0)
-                                               : at(item.x, t, batch_index(item.schedule, r - row0));
+        scratch_.h_rows[r - begin] =
+            recurrent ? previous_h(item, t, r - row0) : at(item.x, t, batch_index(item.schedule, r - row0));
     }
   }
 
@@ -253,9 +258,11 @@ class InputGradient {
         accumulate_gates<T, MR, U>(tile, slot_of<Cell>(source, 0, begin + row), gate_operand<Cell>(source),
                                    source.w_ih_rows + block * w_stride, w_stride);
       }
-      RNNFAST_UNROLL for (int m = 0; m < MR; ++m)
-        RNNFAST_UNROLL for (int u = 0; u < U; ++u)
-          store_lanes(tile.acc[m][u], targets[row + m] + (block + u) * W, Blocks<T>::lanes(item.I, block + u));
+      RNNFAST_UNROLL
+        for (int m = 0; m < MR; ++m)
+          RNNFAST_UNROLL
+            for (int u = 0; u < U; ++u)
+              store_lanes(tile.acc[m][u], targets[row + m] + (block + u) * W, Blocks<T>::lanes(item.I, block + u));
     });
   }
 

@@ -21,7 +21,9 @@ constexpr int max_rows(int nv) {
 }
 
 // Partial sums over k for a tile of n accumulators.
-constexpr int partial_sums(int n) { return n >= 12 ? 1 : n >= 6 ? (kRegisters == 32 ? 2 : 1) : kRegisters == 32 ? 4 : 2; }
+constexpr int partial_sums(int n) {
+  return n >= 12 ? 1 : n >= 6 ? (kRegisters == 32 ? 2 : 1) : kRegisters == 32 ? 4 : 2;
+}
 
 // Accumulators: MR rows x U blocks x G vectors.
 template <class T, int MR, int U, int G>
@@ -29,19 +31,25 @@ struct Tile {
   Vec<T> acc[MR][U * G];
 
   RNNFAST_FN void clear() {
-    RNNFAST_UNROLL for (int m = 0; m < MR; ++m)
-      RNNFAST_UNROLL for (int v = 0; v < U * G; ++v) acc[m][v] = Vec<T>(T(0));
+    RNNFAST_UNROLL
+      for (int m = 0; m < MR; ++m)
+        RNNFAST_UNROLL
+          for (int v = 0; v < U * G; ++v) acc[m][v] = Vec<T>(T(0));
   }
   RNNFAST_FN void add(const Tile& other) {
-    RNNFAST_UNROLL for (int m = 0; m < MR; ++m)
-      RNNFAST_UNROLL for (int v = 0; v < U * G; ++v) acc[m][v] = acc[m][v] + other.acc[m][v];
+    RNNFAST_UNROLL
+      for (int m = 0; m < MR; ++m)
+        RNNFAST_UNROLL
+          for (int v = 0; v < U * G; ++v) acc[m][v] = acc[m][v] + other.acc[m][v];
   }
 };
 
 template <class T, int U, int G>
 RNNFAST_FN void load_vectors(Vec<T> (&vector)[U * G], const T* p, int64_t block_stride) {
-  RNNFAST_UNROLL for (int u = 0; u < U; ++u)
-    RNNFAST_UNROLL for (int g = 0; g < G; ++g) vector[u * G + g] = Vec<T>::load(p + u * block_stride + g * Vec<T>::kLanes);
+  RNNFAST_UNROLL
+    for (int u = 0; u < U; ++u)
+      RNNFAST_UNROLL
+        for (int g = 0; g < G; ++g) vector[u * G + g] = Vec<T>::load(p + u * block_stride + g * Vec<T>::kLanes);
 }
 
 // w: packed weights [U blocks, w_stride apart][K][G][W]; a: MR rows of K scalars.
@@ -49,10 +57,12 @@ template <class T, int MR, int U, int G>
 RNNFAST_FN void rank_one(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_t k, const T* w, int64_t w_stride) {
   Vec<T> weight[U * G];
   load_vectors<T, U, G>(weight, w, w_stride);
-  RNNFAST_UNROLL for (int m = 0; m < MR; ++m) {
-    const Vec<T> scalar(a[m][k]);
-    RNNFAST_UNROLL for (int v = 0; v < U * G; ++v) tile.acc[m][v] = fma(scalar, weight[v], tile.acc[m][v]);
-  }
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m) {
+      const Vec<T> scalar(a[m][k]);
+      RNNFAST_UNROLL
+        for (int v = 0; v < U * G; ++v) tile.acc[m][v] = fma(scalar, weight[v], tile.acc[m][v]);
+    }
 }
 
 template <class T, int MR, int U, int G>
@@ -61,13 +71,16 @@ RNNFAST_FN void accumulate(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int
   int64_t k = 0;
   if constexpr (S > 1) {
     Tile<T, MR, U, G> partial[S - 1];
-    RNNFAST_UNROLL for (int s = 0; s < S - 1; ++s) partial[s].clear();
+    RNNFAST_UNROLL
+      for (int s = 0; s < S - 1; ++s) partial[s].clear();
     for (; k <= K - S; k += S) {
       const T* wk = w + k * (G * W);
       rank_one(tile, a, k, wk, w_stride);
-      RNNFAST_UNROLL for (int s = 1; s < S; ++s) rank_one(partial[s - 1], a, k + s, wk + s * G * W, w_stride);
+      RNNFAST_UNROLL
+        for (int s = 1; s < S; ++s) rank_one(partial[s - 1], a, k + s, wk + s * G * W, w_stride);
     }
-    RNNFAST_UNROLL for (int s = 0; s < S - 1; ++s) tile.add(partial[s]);
+    RNNFAST_UNROLL
+      for (int s = 0; s < S - 1; ++s) tile.add(partial[s]);
   }
   for (; k < K; ++k) rank_one(tile, a, k, w + k * (G * W), w_stride);
 }
@@ -84,16 +97,19 @@ RNNFAST_FN void accumulate_gates(Tile<T, MR, U, 1>& tile, const T* row0, const G
                                  int64_t w_stride) {
   constexpr int W = Vec<T>::kLanes;
   const T* a[MR];
-  RNNFAST_UNROLL for (int m = 0; m < MR; ++m) a[m] = row0 + m * g.row_stride;
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m) a[m] = row0 + m * g.row_stride;
   const int64_t piece = int64_t(g.gates) * W;
   for (int64_t block = 0; block < g.full; ++block, w += piece * W) {
     accumulate(tile, a, piece, w, w_stride);
-    RNNFAST_UNROLL for (int m = 0; m < MR; ++m) a[m] += g.block_stride;
+    RNNFAST_UNROLL
+      for (int m = 0; m < MR; ++m) a[m] += g.block_stride;
   }
   if (g.tail == 0) return;
   for (int gate = 0; gate < g.gates; ++gate, w += g.tail * W) {
     accumulate(tile, a, g.tail, w, w_stride);
-    RNNFAST_UNROLL for (int m = 0; m < MR; ++m) a[m] += W;
+    RNNFAST_UNROLL
+      for (int m = 0; m < MR; ++m) a[m] += W;
   }
 }
 
@@ -105,10 +121,12 @@ RNNFAST_FN void outer(Tile<T, MR, U, G>& tile, const T* const* a, int64_t column
     Vec<T> gradient[U * G];
     load_vectors<T, U, G>(gradient, g, block_stride);
     const T* row = a[r] + column;
-    RNNFAST_UNROLL for (int m = 0; m < MR; ++m) {
-      const Vec<T> scalar(row[m]);
-      RNNFAST_UNROLL for (int v = 0; v < U * G; ++v) tile.acc[m][v] = fma(scalar, gradient[v], tile.acc[m][v]);
-    }
+    RNNFAST_UNROLL
+      for (int m = 0; m < MR; ++m) {
+        const Vec<T> scalar(row[m]);
+        RNNFAST_UNROLL
+          for (int v = 0; v < U * G; ++v) tile.acc[m][v] = fma(scalar, gradient[v], tile.acc[m][v]);
+      }
   }
 }
 

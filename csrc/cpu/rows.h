@@ -79,10 +79,10 @@ RNNFAST_FN int64_t previous_cell_row(const Item<T>& item, int64_t t, int64_t i) 
 // One thread's private memory, carved from the network's scratch.
 template <class T>
 struct Scratch {
-  const T** h_rows;   // [rows of a step, or of a chunk]
-  int64_t* c_rows;    // [sequences]
-  uint8_t* cut;       // [sequences]
-  T* tile;            // one register tile
+  const T** h_rows;  // [rows of a step, or of a chunk]
+  int64_t* c_rows;   // [sequences]
+  uint8_t* cut;      // [sequences]
+  T* tile;           // one register tile
 
   Scratch(const Network<T>& net, int64_t rank, int64_t rows, int64_t sequences) {
     uint8_t* p = net.scratch + rank * net.scratch_bytes;

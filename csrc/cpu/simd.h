@@ -84,10 +84,10 @@ struct Vec {
   static RNNFAST_FN Raw broadcast(T s);
 };
 
-#define RNNFAST_OPERATOR(op)                            \
-  template <class T>                                    \
-  RNNFAST_FN Vec<T> operator op(Vec<T> a, Vec<T> b) {   \
-    return Vec<T>::raw(a.v op b.v);                     \
+#define RNNFAST_OPERATOR(op)                          \
+  template <class T>                                  \
+  RNNFAST_FN Vec<T> operator op(Vec<T> a, Vec<T> b) { \
+    return Vec<T>::raw(a.v op b.v);                   \
   }
 RNNFAST_OPERATOR(+)
 RNNFAST_OPERATOR(-)
@@ -286,12 +286,14 @@ RNNFAST_FN Vec<T> clamp(Vec<T> x, Vec<T> low, Vec<T> high) {
   if constexpr (sizeof(T) == 4)
     return Vec<T>::raw((typename Vec<T>::Raw)_mm512_max_ps((__m512)low.v, _mm512_min_ps((__m512)high.v, (__m512)x.v)));
   else
-    return Vec<T>::raw((typename Vec<T>::Raw)_mm512_max_pd((__m512d)low.v, _mm512_min_pd((__m512d)high.v, (__m512d)x.v)));
+    return Vec<T>::raw(
+        (typename Vec<T>::Raw)_mm512_max_pd((__m512d)low.v, _mm512_min_pd((__m512d)high.v, (__m512d)x.v)));
 #elif defined(RNNFAST_AVX2)
   if constexpr (sizeof(T) == 4)
     return Vec<T>::raw((typename Vec<T>::Raw)_mm256_max_ps((__m256)low.v, _mm256_min_ps((__m256)high.v, (__m256)x.v)));
   else
-    return Vec<T>::raw((typename Vec<T>::Raw)_mm256_max_pd((__m256d)low.v, _mm256_min_pd((__m256d)high.v, (__m256d)x.v)));
+    return Vec<T>::raw(
+        (typename Vec<T>::Raw)_mm256_max_pd((__m256d)low.v, _mm256_min_pd((__m256d)high.v, (__m256d)x.v)));
 #else
   x = select(x > high, high, x);
   return select(x < low, low, x);

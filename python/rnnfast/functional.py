@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _core
+from ._arrays import check_flag, check_int, check_number
 
 __all__ = [
     "CELLS",
@@ -101,6 +102,7 @@ class Packed(NamedTuple):
 
     stack: Any
     core: Any
+    cell: str
 
 
 @lru_cache(maxsize=256)
@@ -131,40 +133,64 @@ def _cell_info(cell: str) -> CellInfo:
 def _parameters(info: CellInfo, cell: str, given: dict[str, Any]) -> tuple[float, ...]:
     if given.keys() != set(info.parameters):
         raise TypeError(f"{cell}: expected the parameters {list(info.parameters)}, got {sorted(given)}")
-    return tuple(float(given[name]) for name in info.parameters)
+    return tuple(check_number(name, given[name]) for name in info.parameters)
 
 
 def _count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+    if not 1 <= value < 2**31:  # sizes are 32-bit in the engine's index arithmetic
+        raise ValueError(f"{name}: expected an integer from 1 to 2147483647, got {value}")
     return int(value)
+
+
+def _word(name: str, value: Any) -> int:
+    """An integer in [0, 2**64)."""
+    if type(value) is int and 0 <= value < 2**64:  # nothing more to ask of the usual case
+        return value
+    number = check_int(name, value, minimum=0)
+    if number >= 2**64:
+        raise ValueError(f"{name}: expected below 2**64, got {number}")
+    return number
 
 
 def _stack_for(cell: str, weights: Any, num_layers: Any, bidirectional: Any, given: dict[str, Any]) -> Any:
     """The configuration, its sizes read off the first two weights; the engine checks all others against it."""
     info = _cell_info(cell)
-    layers, directions = _count("num_layers", num_layers), 2 if bidirectional else 1
+    layers, directions = _count("num_layers", num_layers), 2 if check_flag("bidirectional", bidirectional) else 1
     if not isinstance(weights, Sequence) or len(weights) < 2:
         raise TypeError(f"weights: expected a sequence of arrays in PyTorch's order, got {type(weights).__name__}")
     each, rest = divmod(len(weights), layers * directions)
     if rest or not 2 <= each <= 5:
         raise ValueError(
-            f"weights: expected 2 to 5 arrays for each of {layers * directions} layers and directions, got {len(weights)}"
+            f"weights: expected 2 to 5 arrays for each of {layers * directions} layers and directions "
+            f"(num_layers={layers}), got {len(weights)}"
         )
     for name, w in (("weight_ih_l0", weights[0]), ("weight_hh_l0", weights[1])):
         if not isinstance(w, np.ndarray):
             raise TypeError(f"{name}: expected a numpy.ndarray, got {type(w).__name__}")
         if w.ndim != 2:
             raise ValueError(f"{name}: expected shape [G*H, {'I' if w is weights[0] else 'P'}], got {list(w.shape)}")
+        if not all(1 <= size < 2**31 for size in w.shape):
+            raise ValueError(f"{name}: expected from 1 to 2147483647 rows and columns, got shape {list(w.shape)}")
     rows, input_size = weights[0].shape
     hidden, output = rows // info.gates, weights[1].shape[1]
-    if rows % info.gates or rows == 0:
+    if weights[0].dtype not in (np.float32, np.float64):
+        raise TypeError(f"weight_ih_l0: expected dtype float32 or float64, got {weights[0].dtype}")
+    if rows % info.gates:
         raise ValueError(f"weight_ih_l0: expected {info.gates} * H rows, got shape {list(weights[0].shape)}")
     projected = each in (3, 5)
-    if not projected and output != hidden:
-        raise ValueError(f"weight_hh_l0: expected shape [{rows}, {hidden}], got {list(weights[1].shape)}")
+    if projected and not info.has_cell_state:
+        raise ValueError(f"weights: expected 2 or 4 arrays for each layer and direction of cell {cell}, got {each}")
+    wanted = f"fewer columns than H={hidden}" if projected else f"shape [{rows}, {hidden}]"
+    if output >= hidden if projected else output != hidden:
+        raise ValueError(
+            f"weight_hh_l0: expected {wanted} beside weight_ih_l0 {list(weights[0].shape)}, got {list(weights[1].shape)}"
+        )
+    if projected and np.shape(weights[each - 1])[:1] != (output,):  # the engine looks at the rest of its shape
+        raise ValueError(
+            f"weight_hr_l0: expected as many rows as weight_hh_l0 has columns, {output}, got {np.shape(weights[each - 1])}"
+        )
     sizes = (input_size, hidden, output if projected else 0, layers, directions)
     return stack(cell, str(weights[0].dtype), *sizes, each >= 4, _parameters(info, cell, given))
 
@@ -188,31 +214,47 @@ def _unpair(h: Any, c: Any, has_cell_state: bool) -> Any:
     return (h, c) if has_cell_state else h
 
 
-def _integers(name: str, value: Any) -> Any:
-    """Any integer array or list as int64; values are the engine's to check."""
+def _check_beside_weights(x: Any, weight: Any) -> None:
+    """Where x and weight_ih_l0 disagree, either may be the wrong one: the message names both."""
+    if not isinstance(x, np.ndarray):
+        return  # the engine refuses it
+    if x.dtype != weight.dtype:
+        raise TypeError(
+            f"x: expected dtype {weight.dtype}, that of weight_ih_l0, got {x.dtype} (nothing is converted silently)"
+        )
+    if x.ndim == 3 and x.shape[2] != weight.shape[1]:
+        raise ValueError(f"x: expected I={weight.shape[1]} features, as weight_ih_l0 has, got shape {list(x.shape)}")
+
+
+def _integer_array(name: str, value: Any, wanted: str, kinds: str) -> Any:
+    """An array or list of one of the kinds of dtype; shape and values are the engine's to check."""
     if value is None:
         return None
-    array = np.asarray(value)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
-    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{name}: expected values below 2**63, got {array.max()}")
-    return array.astype(np.int64, copy=False)
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # whatever a foreign object raises, or a ragged list
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__} ({error})") from None
+    if array.dtype.kind not in kinds and array.size:
+        raise TypeError(f"{name}: expected {wanted}, got dtype {array.dtype}")
+    return array
+
+
+def _integers(name: str, value: Any) -> Any:
+    return _integer_array(name, value, "integers", "iu")
 
 
 def _flags(name: str, value: Any) -> Any:
-    """Bool, or integers 0 and 1, as bool."""
-    if value is None:
-        return None
-    array = np.asarray(value)
-    if array.dtype.kind == "b":
-        return array
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected bool or integers 0 and 1, got dtype {array.dtype}")
-    flags = array.astype(bool)
-    if not np.array_equal(flags, array):
-        raise ValueError(f"{name}: expected 0 and 1, got other integers")
-    return flags
+    return _integer_array(name, value, "bool or integers 0 and 1", "iub")
+
+
+def _check_packed(name: str, cell: str, packed: Any) -> Any:
+    """The engine's packed weights, if they are those of `cell`."""
+    if not isinstance(packed, Packed):
+        raise TypeError(f"{name}: expected Packed, got {type(packed).__name__}")
+    _cell_info(cell)
+    if packed.cell != cell:
+        raise ValueError(f"{name}: expected weights packed for the cell {cell}, got those of {packed.cell}")
+    return packed.core
 
 
 def pack(
@@ -220,7 +262,7 @@ def pack(
 ) -> Packed:
     """Rearrange `weights` once for any number of calls with ``training=False`` and for streams."""
     layers = _stack_for(cell, weights, num_layers, bidirectional, parameters)
-    return Packed(layers, pack_weights(layers, weights))
+    return Packed(layers, pack_weights(layers, weights), cell)
 
 
 # ---- the engine itself: for callers that bring their own memory and have checked what the engine does not ----
@@ -323,10 +365,12 @@ def forward(
         Naming the argument, what was expected and what came. Nothing has been changed.
     """
     if isinstance(weights, Packed):
-        layers, matrices = weights
+        layers, matrices = weights.stack, _check_packed("weights", cell, weights)
     else:
         layers, matrices = _stack_for(cell, weights, num_layers, bidirectional, parameters), weights
+        _check_beside_weights(x, weights[0])
     has_c = CELLS[cell].has_cell_state
+    training = check_flag("training", training)
     h0, c0 = _pair("hx", hx, has_c)
     reset_h, reset_c = _pair("reset_state", reset_state, has_c)
     if reset is None and reset_state is not None:
@@ -337,16 +381,16 @@ def forward(
         h0,
         c0,
         matrices,
-        batch_first,
+        check_flag("batch_first", batch_first),
         training,
         _integers("lengths", lengths),
         _flags("reset", reset),
         reset_h,
         reset_c,
-        return_states,
-        dropout,
-        seed,
-        call,
+        check_flag("return_states", return_states),
+        dropout if type(dropout) is float else check_number("dropout", dropout),
+        _word("seed", seed),
+        _word("call", call),
     )
     ctx = None
     if training:
@@ -400,10 +444,10 @@ def backward(
         grad_cn,
         grad_h_all,
         grad_c_all,
-        need_grad_x,
-        need_grad_weights,
-        retain,
-        record,
+        check_flag("need_grad_x", need_grad_x),
+        check_flag("need_grad_weights", need_grad_weights),
+        check_flag("retain", retain),
+        check_flag("record", record),
     )
     reset_h, reset_c = ctx._reset_state
     resets = _unpair(_like(grad_reset_h, reset_h), _like(grad_reset_c, reset_c), ctx.has_cell_state)
@@ -445,13 +489,12 @@ class Stream:
     `step(x_t, reset=None, out=None)`: x_t [B, I], reset bool [B], out [B, P]; returns h of the last layer.
     """
 
-    __slots__ = ("_core", "_has_cell_state", "step")
+    __slots__ = ("_cell", "_core", "_has_cell_state", "step")
 
     def __init__(self, cell: str, packed: Packed, batch_size: int, *, num_layers: int = 1, core: Any = None) -> None:
-        if not isinstance(packed, Packed):
-            raise TypeError(f"packed: expected Packed, got {type(packed).__name__}")
-        self._core = core or _core.Stream(packed.stack, packed.core, _count("batch_size", batch_size))
-        self._has_cell_state = _cell_info(cell).has_cell_state
+        weights = _check_packed("packed", cell, packed)
+        self._core = core or _core.Stream(packed.stack, weights, _count("batch_size", batch_size))
+        self._cell, self._has_cell_state = cell, CELLS[cell].has_cell_state
         self.step = self._core.step  # nothing between the caller and the kernel
 
     def get_state(self) -> Any:
@@ -468,7 +511,7 @@ class Stream:
 
     def set_packed(self, packed: Packed) -> None:
         """Take other weights of the same configuration; the state stays."""
-        self._core.set_packed(packed.core)
+        self._core.set_packed(_check_packed("packed", self._cell, packed))
 
     def close(self) -> None:
         """Give the weights and the state back; every later call raises RuntimeError."""

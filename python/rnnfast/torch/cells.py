@@ -56,7 +56,7 @@ class Cell(torch.nn.RNNCellBase):
                 (),
                 lambda converted: route.run(options, converted, _NO_EXTRAS, self._cache),
                 inputs,
-                (self.training, False),
+                self.training,
             )
         return tuple(s.squeeze(0) for s in new[: len(state)])
 

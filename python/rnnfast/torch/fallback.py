@@ -103,17 +103,15 @@ def autocasts(x: Tensor) -> bool:
     return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
-def run_in_autocast(kind: str, layer: tuple[Any, ...], call: Callable[[Inputs], Any], inputs: Inputs, modes: tuple[bool, bool]) -> Any:
-    """The five outputs of `call` under autocast: computed in the weights' dtype, returned in the dtypes of torch.nn.
-
-    `modes` are whether the module trains and whether it was given a PackedSequence.
-    """
-    training, packed = modes
+def run_in_autocast(
+    kind: str, layer: tuple[Any, ...], call: Callable[[Inputs], Any], inputs: Inputs, training: bool, packing: str = ""
+) -> Any:
+    """The five outputs of `call` under autocast: computed in the weights' dtype, returned in the dtypes of torch.nn."""
     x, h0 = inputs.x, inputs.h0
     own, autocast = inputs.weights[0].dtype, torch.get_autocast_dtype(x.device.type)
     dtypes = (x.dtype, own, None if h0 is None else h0.dtype)
     grad = torch.is_grad_enabled()
-    expected = autocast_dtypes(kind, layer, dtypes, packed, (training, grad, autocast)) or (autocast,) * 3
+    expected = autocast_dtypes(kind, layer, dtypes, packing, (training, grad, autocast)) or (autocast,) * 3
     converted = Inputs(*(None if t is None else t.to(own) for t in inputs[:5]), weights=inputs.weights)
     wanted = (*expected, *expected[1:])
     return tuple(None if o is None else o.to(dtype) for o, dtype in zip(call(converted), wanted, strict=True))
@@ -130,7 +128,7 @@ def _ask_torch(
     kind: str,
     layer: tuple[Any, ...],
     dtypes: tuple[torch.dtype, torch.dtype, torch.dtype | None],
-    packed: bool,
+    packing: str,
     modes: tuple[bool, bool, torch.dtype],
 ) -> tuple[torch.dtype, ...] | None:
     """The dtypes of output, hn and cn that torch.nn's own module returns under autocast; None where it refuses.
@@ -143,13 +141,13 @@ def _ask_torch(
     kind : a class of torch.nn
     layer : (num_layers, bias, batch_first, dropout, bidirectional, proj_size), () for a cell
     dtypes : of x, of the weights, of hx or None
-    packed : x is a PackedSequence
+    packing : "" for a tensor, "even" or "ragged" for a PackedSequence
     modes : (the module trains, gradients are recorded, autocast's dtype)
     """
     training, grad, autocast = modes
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(grad), torch.autocast("cpu", autocast):
         try:
-            found = list(_dtypes(_probe(kind, layer, dtypes, packed, training)))
+            found = list(_dtypes(_probe(kind, layer, dtypes, packing, training)))
         except (RuntimeError, ValueError, TypeError):
             return None
     if not layer:
@@ -157,12 +155,12 @@ def _ask_torch(
     return (*found, found[-1])[:3]
 
 
-def _probe(kind: str, layer: tuple[Any, ...], dtypes: tuple[Any, ...], packed: bool, training: bool) -> Any:
+def _probe(kind: str, layer: tuple[Any, ...], dtypes: tuple[Any, ...], packing: str, training: bool) -> Any:
     x_dtype, weight_dtype, hx_dtype = dtypes
     if not layer:
         module = getattr(torch.nn, kind)(2, 2, dtype=weight_dtype)
-        state = torch.zeros(1, 2, dtype=hx_dtype)
-        x: Any = torch.zeros(1, 2, dtype=x_dtype)
+        state = torch.zeros(2, 2, dtype=hx_dtype)
+        x: Any = torch.zeros(2, 2, dtype=x_dtype)
     else:
         num_layers, bias, batch_first, dropout, bidirectional, proj_size = layer
         options = {"proj_size": 1} if proj_size else {}
@@ -177,10 +175,11 @@ def _probe(kind: str, layer: tuple[Any, ...], dtypes: tuple[Any, ...], packed: b
             dtype=weight_dtype,
             **options,
         )
-        state = torch.zeros(min(num_layers, 2) * (2 if bidirectional else 1), 1, 2, dtype=hx_dtype)
-        x = torch.zeros(1, 1, 2, dtype=x_dtype)
-        if packed:
-            x = torch.nn.utils.rnn.pack_padded_sequence(x, torch.ones(1, dtype=torch.int64))
+        state = torch.zeros(min(num_layers, 2) * (2 if bidirectional else 1), 2, 2, dtype=hx_dtype)
+        x = torch.zeros(2, 2, 2, dtype=x_dtype)
+        if packing:
+            lengths = torch.tensor([2, 1 if packing == "ragged" else 2])
+            x = torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
     module.train(training)
     if hx_dtype is None:
         return module(x)

@@ -186,12 +186,17 @@ def forward(
         options.dropout,
         0 if extras.seed is None else int(extras.seed),
         0,
-        output.numpy(),
-        hn.numpy(),
-        None if cn is None else cn.numpy(),
+        _target(output),
+        _target(hn),
+        _target(cn),
         ready.packed if training else None,
     )
     return (output, hn, cn, _tensor(h_all), _tensor(c_all)), context
+
+
+def _target(tensor: Tensor | None) -> np.ndarray | None:
+    """Memory to be written; the engine refuses the strides that an empty tensor has, and has nothing to write to it."""
+    return None if tensor is None or tensor.numel() == 0 else tensor.numpy()
 
 
 def _tensor(values: Any) -> Tensor | None:
@@ -218,7 +223,7 @@ def backward(
         need_weights,
         retain,
         False,
-        array(grad_x),
+        _target(grad_x),
     )
     found = [
         grad_x,

@@ -87,7 +87,7 @@ class Layer(torch.nn.RNNBase):
     # ---- ways to run ----
 
     def _run(
-        self, options: Options, inputs: Inputs, lengths: Any, reset: Any, packed: bool = False
+        self, options: Options, inputs: Inputs, lengths: Any, reset: Any, packing: str = ""
     ) -> tuple[Any, ...]:
         """The five outputs of a batch, each None where it does not exist."""
         x, weight = inputs.x, inputs.weights[0]
@@ -108,7 +108,8 @@ class Layer(torch.nn.RNNBase):
             layer,
             lambda converted: route.run(options, converted, extras, self._cache),
             inputs,
-            (self.training, packed),
+            self.training,
+            packing,
         )
 
     def _run_packed(
@@ -125,7 +126,10 @@ class Layer(torch.nn.RNNBase):
             return self._fall_back_packed(options, sequence, states, weights)
         padded = unpack(sequence)
         inputs = Inputs(padded.x, *states, weights=weights)
-        output, *rest = self._run(options, inputs, padded.lengths, reset, packed=True)
+        sizes, packing = sequence.batch_sizes, "even"
+        if fallback.autocasts(data) and bool((sizes != sizes[0]).any()):
+            packing = "ragged"
+        output, *rest = self._run(options, inputs, padded.lengths, reset, packing)
         return pack(output, padded, sequence), *rest
 
     def _fall_back_packed(
