@@ -1,8 +1,8 @@
 """A character model trained by several processes at once: PyTorch's DistributedDataParallel around rnnfast's LSTM.
 
-    torchrun --standalone --nproc-per-node=2 distributed_language_model.py              # the standard library's source
+    torchrun --standalone --nproc-per-node=2 distributed_language_model.py           # the standard library's source
     torchrun --standalone --nproc-per-node=4 distributed_language_model.py FILE --steps 500
-    python distributed_language_model.py --steps 100                                    # one process, the same gradients
+    python distributed_language_model.py --steps 100                                 # one process, the same gradients
 
 Every process reads its own share of the streams of text, runs forward and backward by itself, and averages gradients
 with the others while the backward pass still runs. Nothing in here knows that the LSTM is rnnfast's: with
@@ -106,7 +106,8 @@ def train(options: argparse.Namespace, rank: int, world: int) -> float:
         losses.append(mean_over_processes(loss.detach(), world))
         if rank == 0 and (step % 50 == 0 or step == options.steps):
             speed = step * options.window * options.batch / (time.perf_counter() - began)
-            print(f"step {step:5d}  {losses[-1] / math.log(2):.3f} bits/character  {speed:,.0f} characters/s", flush=True)
+            bits = losses[-1] / math.log(2)
+            print(f"step {step:5d}  {bits:.3f} bits/character  {speed:,.0f} characters/s", flush=True)
     if rank == 0 and options.save is not None:
         torch.save((model.module if world > 1 else model).state_dict(), options.save)
     return sum(losses[-10:]) / len(losses[-10:]) / math.log(2)

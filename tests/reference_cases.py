@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+
 from rnnfast import reference
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 32, 33, 64, 97)

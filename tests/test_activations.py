@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import RunPython
 
+from conftest import RunPython
 from rnnfast import _core, functional
 
 # Units in the last place. What lies beyond 2 are ties: sigmoid where exp(-x) is near 2^24 (float32) or 2^53 (float64).

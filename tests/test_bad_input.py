@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import run_process
 
 import rnnfast
+from conftest import run_process
 from rnnfast import functional
 
 CASES = 10_000

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import rnnfast.bench.rivals as rivals
 from rnnfast import reference
 from rnnfast.bench import check, contender, floor, machine, plot, probes, records, suites, summary

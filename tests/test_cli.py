@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rnnfast
 from click.testing import CliRunner, Result
+
+import rnnfast
 from rnnfast import _core, reference
 from rnnfast.bench import report
 from rnnfast.bench.records import FIELDS

@@ -20,14 +20,14 @@ def gradients(dtype=np.float64, seed=0):
 
 def parameters(grads):
     result = [Parameter(np.zeros_like(g), f"p{i}") for i, g in enumerate(grads)]
-    for parameter, grad in zip(result, grads):
+    for parameter, grad in zip(result, grads, strict=False):
         parameter.grad = grad.copy()
     return result
 
 
 def torch_parameters(torch, grads):
     result = [torch.nn.Parameter(torch.zeros(g.shape, dtype=torch.float64)) for g in grads]
-    for parameter, grad in zip(result, grads):
+    for parameter, grad in zip(result, grads, strict=False):
         parameter.grad = torch.tensor(grad)
     return result
 
@@ -41,7 +41,7 @@ def test_clip_norm_matches_torch(order, max_norm):
     expected = torch.nn.utils.clip_grad_norm_(theirs, max_norm, order)
     assert isinstance(norm, float)
     assert norm == pytest.approx(float(expected), rel=1e-13)
-    for a, b in zip(ours, theirs):
+    for a, b in zip(ours, theirs, strict=False):
         np.testing.assert_allclose(a.grad, b.grad.numpy(), rtol=1e-12)
 
 
@@ -58,7 +58,7 @@ def test_small_gradients_are_untouched_bit_by_bit():
     grads = gradients(np.float32)
     kept = [g.copy() for g in grads]
     clip_grad_norm_(grads, 1000.0)
-    for a, b in zip(grads, kept):
+    for a, b in zip(grads, kept, strict=False):
         np.testing.assert_array_equal(a, b)
 
 
@@ -133,11 +133,11 @@ def test_nonfinite_as_in_torch(bad, order):
     ):
         with pytest.raises(RuntimeError, match="expected a finite total norm"):
             call()
-    for p, g in zip(ours, grads):
+    for p, g in zip(ours, grads, strict=False):
         np.testing.assert_array_equal(p.grad, g)
     norm = clip_grad_norm_(ours, 1.0, order)
     np.testing.assert_array_equal(norm, float(torch.nn.utils.clip_grad_norm_(theirs, 1.0, order)))
-    for a, b in zip(ours, theirs):
+    for a, b in zip(ours, theirs, strict=False):
         np.testing.assert_array_equal(a.grad, b.grad.numpy())
 
 
@@ -147,7 +147,7 @@ def test_clip_value(dtype):
     grads[1][:] = [np.nan, np.inf, -np.inf, 0.01, -9]
     ours = parameters(grads)
     clip_grad_value_(ours, 0.1)
-    for p, g in zip(ours, grads):
+    for p, g in zip(ours, grads, strict=False):
         np.testing.assert_array_equal(
             p.grad, np.where(np.isnan(g), g, np.minimum(np.maximum(g, -dtype(0.1)), dtype(0.1)))
         )
@@ -191,5 +191,5 @@ def test_refusals_change_nothing(call, error, message):
     kept = [g.copy() for g in grads]
     with pytest.raises(error, match=message):
         call(grads)
-    for a, b in zip(grads, kept):
+    for a, b in zip(grads, kept, strict=False):
         np.testing.assert_array_equal(a, b)

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SHARINGS, Sharing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from conftest import SHARINGS, Sharing
 from reference_cases import (
     Case,
     assert_close,
@@ -32,7 +33,6 @@ from reference_cases import (
     results,
     valid_mask,
 )
-
 from rnnfast import functional, reference
 
 CELLS = tuple(functional.CELLS)

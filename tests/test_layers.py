@@ -62,7 +62,7 @@ def test_linear_matches_torch(leading, bias):
     ty.backward(torch.tensor(g))
     np.testing.assert_allclose(y, ty.detach().numpy(), rtol=0, atol=1e-13)
     np.testing.assert_allclose(grad_x, tx.grad.numpy(), rtol=0, atol=1e-13)
-    for p, tp in zip(layer.parameters(), parameters):
+    for p, tp in zip(layer.parameters(), parameters, strict=False):
         np.testing.assert_allclose(p.grad, tp.grad.numpy(), rtol=0, atol=1e-13)
 
 
@@ -431,13 +431,13 @@ def test_sequential_failure_leaves_all_gradients():
     model(x)
     with pytest.raises(RuntimeError, match="Linear.backward"):
         model.backward(g)
-    for p, (grad, value) in zip(model.parameters(), grads):
+    for p, (grad, value) in zip(model.parameters(), grads, strict=False):
         assert p.grad is grad
         np.testing.assert_array_equal(grad, value)
     model.train()
     model(x)
     model.backward(g)
-    for p, (grad, value) in zip(model.parameters(), grads):
+    for p, (grad, value) in zip(model.parameters(), grads, strict=False):
         assert p.grad is grad
         np.testing.assert_allclose(grad, 2 * value, rtol=1e-6)
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SHARINGS, Sharing
-from reference_cases import Arrays, Case, flatten, make, map_arrays, named, normwise_error, results
 
 import rnnfast
+from conftest import SHARINGS, Sharing
+from reference_cases import Arrays, Case, flatten, make, map_arrays, named, normwise_error, results
 from rnnfast import functional
 
 CELLS = tuple(functional.CELLS)

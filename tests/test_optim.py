@@ -53,7 +53,7 @@ def snapshot(ours, optimiser):
 
 
 def assert_same(a, b):
-    for x, y in zip(a[0], b[0]):
+    for x, y in zip(a[0], b[0], strict=False):
         np.testing.assert_array_equal(x, y)
     assert a[1].keys() == b[1].keys()
     for key, value in a[1].items():
@@ -74,7 +74,7 @@ def test_steps_match_torch(kind, options, schedule):
             other.param_groups[0]["lr"] = lr
         optimiser.step(lr)
         other.step()
-        for p, q in zip(ours, theirs):
+        for p, q in zip(ours, theirs, strict=False):
             np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-12, atol=1e-12)
     assert optimiser.lr == options.get("lr", kind(ours).lr)
 
@@ -90,9 +90,9 @@ def test_float32_stays_float32(kind, options):
         gradients = [None if p.grad is None else p.grad.copy() for p in ours]
         optimiser.step(np.float64(0.01))
         other.step(0.01)
-        for p, gradient in zip(ours, gradients):
+        for p, gradient in zip(ours, gradients, strict=False):
             assert gradient is None or np.array_equal(p.grad, gradient)
-    for p, q, array in zip(ours, wide, arrays):
+    for p, q, array in zip(ours, wide, arrays, strict=False):
         assert p.data is array
         assert p.data.dtype == np.float32
         np.testing.assert_allclose(p.data, q.data, rtol=1e-4, atol=1e-4)
@@ -111,7 +111,7 @@ def test_state_resumes_exactly(kind, options):
     scalars = {k: v for k, v in state.items() if not isinstance(v, np.ndarray)}
     stored = {**{k: v.copy() for k, v in state.items() if isinstance(v, np.ndarray)}, **json.loads(json.dumps(scalars))}
     twins = parameters()
-    for p, q in zip(ours, twins):
+    for p, q in zip(ours, twins, strict=False):
         q.data[...] = p.data
     other = kind(twins, lr=123.0)
     other.load_state_dict(stored)

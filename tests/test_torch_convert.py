@@ -1,4 +1,4 @@
-"""convert and revert: what is replaced, what is left and why; and five models whose outputs and gradients stay the same."""
+"""convert and revert: what is replaced, what is left and why; five models whose outputs and gradients stay the same."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import logging
 from typing import Any
 
 import pytest
+
+from rnnfast import functional
 from torch_cases import (
     leaves,
     no_kernel,  # noqa: F401
@@ -15,8 +17,6 @@ from torch_cases import (
     strict,  # noqa: F401
     torch,
 )
-
-from rnnfast import functional
 
 nn = torch.nn
 NAMES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
@@ -83,7 +83,7 @@ def test_without_a_report_it_is_logged(caplog, no_kernel):  # noqa: F811
 
 
 def test_not_a_module(no_kernel):  # noqa: F811
-    with pytest.raises(TypeError, match="expected a torch.nn.Module, got str"):
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got str"):
         rt.convert("LSTM")
 
 

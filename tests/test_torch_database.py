@@ -12,6 +12,7 @@ import pickle
 from typing import Any
 
 import pytest
+
 from torch_cases import (
     leaves,
     no_kernel,  # noqa: F401
@@ -151,9 +152,7 @@ def test_pickle_repr_state_and_copies(info):
 
 @entry
 def test_errors(info, no_kernel):  # noqa: F811
-    inputs = info.module_error_inputs_func(
-        info, device="cpu", dtype=torch.float64, requires_grad=False, training=True
-    )
+    inputs = info.module_error_inputs_func(info, device="cpu", dtype=torch.float64, requires_grad=False, training=True)
     for wrong in inputs:
         sample = wrong.module_error_input
         if wrong.error_on is common_modules.ModuleErrorEnum.CONSTRUCTION_ERROR:

@@ -1,4 +1,4 @@
-"""Where torch's own implementation runs: the complete list, announced once, raised in strict mode; autocast; explain."""
+"""Where torch's own implementation runs: the complete list, said once, raised in strict mode; autocast; explain."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import warnings
 from typing import Any
 
 import pytest
+
+import rnnfast
+from rnnfast import _strict, functional
+from rnnfast._strict import FallbackWarning, set_strict
+from rnnfast.explain import explain
 from torch_cases import (
     leaves,
     no_kernel,  # noqa: F401
@@ -13,11 +18,6 @@ from torch_cases import (
     strict,  # noqa: F401
     torch,
 )
-
-import rnnfast
-from rnnfast import _strict, functional
-from rnnfast._strict import FallbackWarning, set_strict
-from rnnfast.explain import explain
 
 nn = torch.nn
 LAYERS = ("LSTM", "GRU", "RNN")

@@ -1,4 +1,4 @@
-"""rnnfast.torch's layers and cells beside torch.nn's: construction, calls, gradients, and everything around a module."""
+"""rnnfast.torch's layers and cells beside torch.nn's: construction, calls, gradients, everything around a module."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from rnnfast import functional
 from torch_cases import (
     Setup,
     assert_close,
@@ -18,14 +20,12 @@ from torch_cases import (
     leaves,
     no_kernel,  # noqa: F401
     requiring_grad,
-    run,
     rt,
+    run,
     scalar,
     strict,  # noqa: F401
     torch,
 )
-
-from rnnfast import functional
 
 nn = torch.nn
 rnn_utils = torch.nn.utils.rnn

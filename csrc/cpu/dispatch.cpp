@@ -26,10 +26,13 @@
   extern const Engine<double> engine_double; \
   }
 RNNFAST_DECLARE(scalar)
-#if defined(__x86_64__)
+#ifdef RNNFAST_HAS_avx2
 RNNFAST_DECLARE(avx2)
+#endif
+#ifdef RNNFAST_HAS_avx512
 RNNFAST_DECLARE(avx512)
-#elif defined(__aarch64__)
+#endif
+#ifdef RNNFAST_HAS_neon
 RNNFAST_DECLARE(neon)
 #endif
 
@@ -52,8 +55,10 @@ bool saves_registers(unsigned mask) {
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (low & mask) == mask;
 }
-bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && saves_registers(0x06); }
-bool runs_avx512() {
+[[maybe_unused]] bool runs_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && saves_registers(0x06);
+}
+[[maybe_unused]] bool runs_avx512() {
   return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && saves_registers(0xe6);
 }
@@ -61,10 +66,13 @@ bool runs_avx512() {
 bool always() { return true; }
 
 const Isa kIsas[] = {
-#if defined(__x86_64__)
+#ifdef RNNFAST_HAS_avx512
     {"avx512", &avx512::engine_float, &avx512::engine_double, runs_avx512},
+#endif
+#ifdef RNNFAST_HAS_avx2
     {"avx2", &avx2::engine_float, &avx2::engine_double, runs_avx2},
-#elif defined(__aarch64__)
+#endif
+#ifdef RNNFAST_HAS_neon
     {"neon", &neon::engine_float, &neon::engine_double, always},
 #endif
     {"scalar", &scalar::engine_float, &scalar::engine_double, always},

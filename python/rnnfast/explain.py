@@ -58,5 +58,7 @@ def explain(module: Any, x: Any, *, lengths: Any = None) -> str:
 
 def describe(name: str, dtype: str, plan: str) -> str:
     """One line for a call that a kernel serves."""
-    return f"{name}: rnnfast's kernel for {dtype} on the CPU ({_core.isa()}), at most {functional.get_num_threads()} " \
+    return (
+        f"{name}: rnnfast's kernel for {dtype} on the CPU ({_core.isa()}), at most {functional.get_num_threads()} "
         f"threads; {plan}"
+    )

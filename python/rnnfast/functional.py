@@ -155,44 +155,45 @@ def _word(name: str, value: Any) -> int:
 
 
 def _stack_for(cell: str, weights: Any, num_layers: Any, bidirectional: Any, given: dict[str, Any]) -> Any:
-    """The configuration, its sizes read off the first two weights; the engine checks all others against it."""
+    """The configuration, its sizes read off the first weights; the engine checks all others against it."""
     info = _cell_info(cell)
     layers, directions = _count("num_layers", num_layers), 2 if check_flag("bidirectional", bidirectional) else 1
     if not isinstance(weights, Sequence) or len(weights) < 2:
         raise TypeError(f"weights: expected a sequence of arrays in PyTorch's order, got {type(weights).__name__}")
     each, rest = divmod(len(weights), layers * directions)
-    if rest or not 2 <= each <= 5:
+    kinds = (2, 3, 4, 5) if info.has_cell_state else (2, 4)
+    if rest or each not in kinds:
         raise ValueError(
-            f"weights: expected 2 to 5 arrays for each of {layers * directions} layers and directions "
-            f"(num_layers={layers}), got {len(weights)}"
+            f"weights: expected {' or '.join(map(str, kinds))} arrays for each of {layers * directions} layers and "
+            f"directions (num_layers={layers}), got {len(weights)}"
         )
-    for name, w in (("weight_ih_l0", weights[0]), ("weight_hh_l0", weights[1])):
+    sizes = _sizes(info.gates, weights[:each])
+    bias, dtype = each >= 4, str(weights[0].dtype)
+    return stack(cell, dtype, *sizes, layers, directions, bias, _parameters(info, cell, given))
+
+
+def _sizes(gates: int, weights: Sequence[Any]) -> tuple[int, int, int]:
+    """I, H, and P or 0, of the first layer's weights. What disagrees with another weight is named beside it."""
+    w_ih, w_hh, projected = weights[0], weights[1], len(weights) in (3, 5)
+    for name, w, axes in (("weight_ih_l0", w_ih, "[G*H, I]"), ("weight_hh_l0", w_hh, "[G*H, P]")):
         if not isinstance(w, np.ndarray):
             raise TypeError(f"{name}: expected a numpy.ndarray, got {type(w).__name__}")
-        if w.ndim != 2:
-            raise ValueError(f"{name}: expected shape [G*H, {'I' if w is weights[0] else 'P'}], got {list(w.shape)}")
-        if not all(1 <= size < 2**31 for size in w.shape):
-            raise ValueError(f"{name}: expected from 1 to 2147483647 rows and columns, got shape {list(w.shape)}")
-    rows, input_size = weights[0].shape
-    hidden, output = rows // info.gates, weights[1].shape[1]
-    if weights[0].dtype not in (np.float32, np.float64):
-        raise TypeError(f"weight_ih_l0: expected dtype float32 or float64, got {weights[0].dtype}")
-    if rows % info.gates:
-        raise ValueError(f"weight_ih_l0: expected {info.gates} * H rows, got shape {list(weights[0].shape)}")
-    projected = each in (3, 5)
-    if projected and not info.has_cell_state:
-        raise ValueError(f"weights: expected 2 or 4 arrays for each layer and direction of cell {cell}, got {each}")
-    wanted = f"fewer columns than H={hidden}" if projected else f"shape [{rows}, {hidden}]"
+        if w.ndim != 2 or not all(1 <= size < 2**31 for size in w.shape):
+            raise ValueError(f"{name}: expected shape {axes}, each from 1 to 2147483647, got {list(w.shape)}")
+    if w_ih.dtype not in (np.float32, np.float64):
+        raise TypeError(f"weight_ih_l0: expected dtype float32 or float64, got {w_ih.dtype}")
+    hidden, rest = divmod(w_ih.shape[0], gates)
+    if rest:
+        raise ValueError(f"weight_ih_l0: expected {gates} * H rows, got shape {list(w_ih.shape)}")
+    output = w_hh.shape[1]
     if output >= hidden if projected else output != hidden:
+        wanted = f"fewer columns than H={hidden}" if projected else f"shape {[w_ih.shape[0], hidden]}"
+        raise ValueError(f"weight_hh_l0: expected {wanted} beside weight_ih_l0 {list(w_ih.shape)}, got {list(w_hh.shape)}")
+    if projected and np.shape(weights[-1])[:1] != (output,):  # the engine looks at the rest of its shape
         raise ValueError(
-            f"weight_hh_l0: expected {wanted} beside weight_ih_l0 {list(weights[0].shape)}, got {list(weights[1].shape)}"
+            f"weight_hr_l0: expected P={output} rows, as weight_hh_l0 has columns, got shape {np.shape(weights[-1])}"
         )
-    if projected and np.shape(weights[each - 1])[:1] != (output,):  # the engine looks at the rest of its shape
-        raise ValueError(
-            f"weight_hr_l0: expected as many rows as weight_hh_l0 has columns, {output}, got {np.shape(weights[each - 1])}"
-        )
-    sizes = (input_size, hidden, output if projected else 0, layers, directions)
-    return stack(cell, str(weights[0].dtype), *sizes, each >= 4, _parameters(info, cell, given))
+    return w_ih.shape[1], hidden, output if projected else 0
 
 
 def _pair(name: str, value: Any, has_cell_state: bool) -> tuple[Any, Any]:
@@ -257,9 +258,7 @@ def _check_packed(name: str, cell: str, packed: Any) -> Any:
     return packed.core
 
 
-def pack(
-    cell: str, weights: Any, *, num_layers: int = 1, bidirectional: bool = False, **parameters: float
-) -> Packed:
+def pack(cell: str, weights: Any, *, num_layers: int = 1, bidirectional: bool = False, **parameters: float) -> Packed:
     """Rearrange `weights` once for any number of calls with ``training=False`` and for streams."""
     layers = _stack_for(cell, weights, num_layers, bidirectional, parameters)
     return Packed(layers, pack_weights(layers, weights), cell)
@@ -279,8 +278,8 @@ def run_forward(layers: Any, *arguments: Any) -> tuple[Any, ...]:
     """``(output, hn, cn, h_all, c_all, context)`` of the engine's forward; what is absent is None.
 
     The arguments, all by position, are NumPy arrays or None: x, h0, c0, weights (a list, or what `pack_weights` made),
-    batch_first, training, lengths, reset, reset_h, reset_c, return_states, dropout, seed, call, and then, to be written
-    into, output, hn, cn.
+    batch_first, training, lengths, reset, reset_h, reset_c, return_states, dropout, seed, call; then, to be written
+    into, output, hn, cn; then what `pack_weights` made of the weights, where they come as a list.
     """
     global _kernel_calls
     results: tuple[Any, ...] = layers.forward(*arguments)
@@ -292,7 +291,7 @@ def run_backward(context: Any, *arguments: Any) -> tuple[Any, ...]:
     """``(grad_x, grad_h0, grad_c0, [grad_weights], grad_reset_h, grad_reset_c, grad_h)`` of the engine's backward.
 
     The arguments, all by position: grad_output, grad_hn, grad_cn, grad_h_all, grad_c_all, need_grad_x,
-    need_grad_weights, retain, record, and then, to be written into, grad_x. Gradients of reset states come for each row.
+    need_grad_weights, retain, record, and then, to be written into, grad_x. Gradients of reset states come row by row.
     """
     global _kernel_calls
     results: tuple[Any, ...] = context.backward(*arguments)

@@ -24,6 +24,7 @@ __all__ = [
     "with_batch_axis",
 ]
 
+
 class Recurrent(Module):
     """The weights of a recurrent cell, once or in a stack, and their packed form.
 

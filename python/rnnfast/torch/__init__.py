@@ -9,14 +9,14 @@ From the outside in:
     modules.py, cells.py    torch.nn's classes: parameters, arguments, shapes and their errors
     packed.py               PackedSequence
     route.py                which way a call goes: autograd.py, operators.py, or torch's own kernels (fallback.py)
-    autograd.py             eager calls: an autograd.Function
+    autograd.py             eager calls: one autograd.Function
     operators.py            torch.compile, torch.export, torch.func: operators registered with torch.library
     composed.py             the reference on tensors: derivatives of derivatives
     kernels.py              tensors to the engine and back, without copies
     convert.py              torch.nn's modules to ours and back
 
-`isinstance(m, torch.nn.RNNBase)` holds for the layers and `isinstance(m, torch.nn.RNNCellBase)` for the cells; torch.nn.LSTM
-itself is not their base, because torch.compile refuses its instances.
+`isinstance(m, torch.nn.RNNBase)` holds for the layers and `isinstance(m, torch.nn.RNNCellBase)` for the cells;
+torch.nn.LSTM itself is not their base, because torch.compile refuses its instances.
 """
 
 from __future__ import annotations

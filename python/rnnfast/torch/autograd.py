@@ -21,7 +21,7 @@ class Layers(Function):
 
     @staticmethod
     def forward(ctx: Any, options: Options, extras: Extras, cache: WeightCache | None, *tensors: Any) -> Any:
-        inputs = Inputs(*tensors[:5], weights=list(tensors[5:]))
+        inputs = Inputs.from_flat(tensors)
         ready = None if cache is None else cache.get(options, inputs.weights)
         if extras.reset is not None:
             extras = extras._replace(reset=extras.reset.clone())  # often a buffer that the next rollout overwrites
@@ -43,7 +43,7 @@ class Layers(Function):
 
 
 class LayersBackward(Function):
-    """(options, extras, needs, token, *the gradients of the five outputs, *inputs.flat()) -> the gradients of inputs."""
+    """(options, extras, needs, token, *gradients of the five outputs, *inputs.flat()) -> the gradients of inputs."""
 
     @staticmethod
     def forward(ctx: Any, options: Options, extras: Extras, needs: Any, token: Tensor, *tensors: Any) -> Any:
@@ -65,7 +65,7 @@ def run_backward(
     options: Options, extras: Extras, needs: Any, token: Tensor, grads: Any, tensors: Any
 ) -> list[Tensor | None]:
     """The engine's backward, after another forward where the first one's context is gone or its output has changed."""
-    inputs = Inputs(*tensors[:5], weights=list(tensors[5:]))
+    inputs = Inputs.from_flat(tensors)
     reserve = kernels.find(token)
     if reserve is not None and reserve.usable():
         context, retain = reserve.context, kernels.keeps_graph()

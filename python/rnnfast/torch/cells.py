@@ -1,7 +1,7 @@
 """torch.nn's recurrent cells on rnnfast's kernels: one step, `RNNCell`, `LSTMCell`, `GRUCell`.
 
-A cell's step is a layer's call with T = 1. For many steps a layer is faster by far, with `reset` and `return_states` for
-what a loop over a cell is usually written for.
+A cell's step is a layer's call with T = 1. For many steps a layer is faster by far, with `reset` and `return_states`
+for what a loop over a cell is usually written for.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Cell(torch.nn.RNNCellBase):
                 inputs,
                 self.training,
             )
-        return tuple(s.squeeze(0) for s in new[: len(state)])
+        return tuple(s.squeeze(0) for s in new[: len(state)] if s is not None)
 
     def _weights(self) -> list[Tensor]:
         weights = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]

@@ -69,7 +69,7 @@ def second_derivative(
         def outputs(*chosen: Tensor) -> tuple[Tensor | None, ...]:
             for i, t in zip(wanted, chosen, strict=True):
                 full[i] = t
-            results = forward(options, Inputs(*full[:5], weights=full[5:]), extras)
+            results = forward(options, Inputs.from_flat(full), extras)
             return tuple(results[i] for i in given)
 
         _, pull = torch.func.vjp(outputs, *(full[i] for i in wanted))

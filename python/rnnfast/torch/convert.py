@@ -1,7 +1,7 @@
 """torch.nn's recurrent modules to rnnfast's, and back, in place.
 
-A module keeps its identity, its parameters, hooks, mode and attributes; what changes is its class. So optimisers, weight
-sharing, parametrisations and every reference to it stay valid.
+A module keeps its identity, its parameters, hooks, mode and attributes; what changes is its class. So optimisers,
+weight sharing, parametrisations and every reference to it stay valid.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Change(NamedTuple):
 
 
 def convert(module: M, report: list[Change] | None = None) -> M:
-    """Replace every RNN, LSTM, GRU and cell of torch.nn within `module`, and `module` itself if it is one, by rnnfast's.
+    """Replace every RNN, LSTM, GRU and cell of torch.nn within `module`, or `module` itself, by rnnfast's.
 
     Parameters
     ----------
@@ -108,4 +108,4 @@ def _set_class(module: torch.nn.Module, target: type) -> None:
         own: dict[str, Any] = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
         target = type(type(module).__name__, (target,), own)
     module.__dict__.pop("_weight_cache", None)
-    module.__class__ = target  # type: ignore[assignment]
+    module.__class__ = target

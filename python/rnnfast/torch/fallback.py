@@ -14,8 +14,6 @@ from .._strict import fall_back
 from . import composed
 from .kernels import DTYPES, Extras, Inputs, Options
 
-MODES = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "rnn_tanh", "rnn_relu": "rnn_relu"}  # in torch._VF
-
 
 def reason(x: Tensor, weight: Tensor) -> str | None:
     """Why no kernel can serve a call, or None. (Tensors without data, on "meta", need none.)"""
@@ -29,8 +27,10 @@ def reason(x: Tensor, weight: Tensor) -> str | None:
 
 
 def _at_trace_time(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let torch.compile call it while it traces, and keep the result: torch.compiler.assume_constant_result, without the
-    second that importing the compiler takes."""
+    """Let torch.compile call it while it traces, and keep the result.
+
+    As torch.compiler.assume_constant_result, without the second that importing the compiler takes.
+    """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
@@ -49,7 +49,7 @@ def run(options: Options, inputs: Inputs, extras: Extras, training: bool, batch_
     """
     if extras.lengths is not None or extras.reset is not None or options.return_states:
         return composed.forward(options, inputs, draw_seed(options, extras))
-    function = getattr(torch._VF, MODES[options.cell])  # type: ignore[attr-defined]
+    function = getattr(torch._VF, options.cell)
     has_c = functional.CELLS[options.cell].has_cell_state
     h0, c0 = _initial(options, inputs, batch_sizes)
     rest = [
@@ -73,7 +73,7 @@ def run_cell(cell: str, x: Tensor, state: tuple[Tensor | None, ...], weights: li
     zeros = x.new_zeros(x.shape[0], weights[1].shape[1])
     h, *c = (zeros if s is None else s for s in state)
     biases = weights[2:] or [None, None]
-    result = getattr(torch._VF, f"{cell}_cell")(x, (h, *c) if c else h, *weights[:2], *biases)  # type: ignore[attr-defined]
+    result = getattr(torch._VF, f"{cell}_cell")(x, (h, *c) if c else h, *weights[:2], *biases)
     return tuple(result) if c else (result,)
 
 
@@ -112,7 +112,7 @@ def run_in_autocast(
     dtypes = (x.dtype, own, None if h0 is None else h0.dtype)
     grad = torch.is_grad_enabled()
     expected = autocast_dtypes(kind, layer, dtypes, packing, (training, grad, autocast)) or (autocast,) * 3
-    converted = Inputs(*(None if t is None else t.to(own) for t in inputs[:5]), weights=inputs.weights)
+    converted = Inputs.from_flat([None if t is None else t.to(own) for t in inputs.flat()])
     wanted = (*expected, *expected[1:])
     return tuple(None if o is None else o.to(dtype) for o, dtype in zip(call(converted), wanted, strict=True))
 
@@ -133,8 +133,8 @@ def _ask_torch(
 ) -> tuple[torch.dtype, ...] | None:
     """The dtypes of output, hn and cn that torch.nn's own module returns under autocast; None where it refuses.
 
-    They depend on which of its paths torch takes (LSTM: bfloat16 when dense, float32 when packed; GRU: x's), so torch is
-    asked, with the smallest module of that kind.
+    They depend on which of its paths torch takes (for an LSTM bfloat16 when dense and float32 when ragged, for a GRU
+    those of x), so torch is asked, with the smallest module of that kind.
 
     Parameters
     ----------

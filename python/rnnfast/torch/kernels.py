@@ -52,6 +52,11 @@ class Inputs(NamedTuple):
     def flat(self) -> tuple[Tensor | None, ...]:
         return (self.x, self.h0, self.c0, self.reset_h, self.reset_c, *self.weights)
 
+    @staticmethod
+    def from_flat(tensors: Sequence[Any]) -> Inputs:
+        x, h0, c0, reset_h, reset_c, *weights = tensors
+        return Inputs(x, h0, c0, reset_h, reset_c, weights)
+
 
 # output, hn, cn, h_all, c_all; what the cell lacks, or was not asked for, is None
 Outputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -251,9 +256,9 @@ def keeps_graph() -> bool:
 
 # ---- the context of a forward, as a tensor ----
 #
-# Autograd, torch.utils.checkpoint, offloading hooks and compilers decide about the life of tensors, so a context lives as
-# long as a tensor does: eight bytes whose storage owns it. Who comes with a copy of that tensor, or after its death, finds
-# no context and runs the forward again.
+# Autograd, torch.utils.checkpoint, offloading hooks and compilers decide about the life of tensors, so a context lives
+# as long as a tensor does: eight bytes whose storage owns it. Who comes with a copy of that tensor, or after its death,
+# finds no context and runs the forward again.
 
 
 class Reserve(np.ndarray):

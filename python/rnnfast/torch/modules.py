@@ -1,7 +1,7 @@
 """torch.nn's recurrent layers on rnnfast's kernels: `RNN`, `LSTM`, `GRU`.
 
-Parameters, initialisation, `repr`, pickling and `state_dict` are torch.nn.RNNBase's own. Here is the call: its arguments,
-their shapes, and the errors in torch's words.
+Parameters, initialisation, `repr`, pickling and `state_dict` are torch.nn.RNNBase's own. Here is the call: its
+arguments, their shapes, and the errors in torch's words.
 
 Sizes: T time, B batch, I input_size, H hidden_size, P proj_size or H, L num_layers, D directions.
 """
@@ -31,8 +31,8 @@ class Layer(torch.nn.RNNBase):
     ``layer(input, hx)`` is torch.nn's. Beyond it, as in `rnnfast.LSTM`:
 
     lengths : integer Tensor [B], optional
-        The valid steps of each row, any order, zero allowed: `output` is zero past them, the state is that after the last
-        one, the reverse direction starts there. Takes the place of packing.
+        The valid steps of each row, any order, zero allowed: `output` is zero past them, the state is that after the
+        last one, the reverse direction starts there. Takes the place of packing.
     reset : bool or 0/1 Tensor [T, B] ([B, T] with ``batch_first``), optional
         True starts a new segment: the state before step t is replaced by zero or by `reset_state`.
     reset_state : Tensor [L*D, B or 1, P], for an LSTM a pair, optional
@@ -40,7 +40,8 @@ class Layer(torch.nn.RNNBase):
     return_states : bool
         Also return the states of every layer and step, [T, L*D, B, P], for an LSTM a pair.
 
-    With a PackedSequence, `reset` is [T, B] and its rows, like those of all states, are in the order of the user's batch.
+    With a PackedSequence, `reset` is [T, B], and its rows, like those of all states, are in the order of the batch
+    before packing.
     """
 
     _weight_cache: WeightCache | None = None
@@ -68,10 +69,11 @@ class Layer(torch.nn.RNNBase):
         if packed:
             outputs = self._run_packed(options, input, (h0, c0, reset_h, reset_c), lengths, reset)
         elif unbatched:
-            states = (None if s is None else s.unsqueeze(1) for s in (h0, c0, reset_h, reset_c))
-            inputs = Inputs(input.unsqueeze(1), *states, weights=self._weights())
+            sources = (input, h0, c0, reset_h, reset_c)
+            inputs = Inputs.from_flat([*(None if s is None else s.unsqueeze(1) for s in sources), *self._weights()])
             lengths = None if lengths is None else torch.as_tensor(lengths).reshape(1)
-            outputs = self._run(options, inputs, lengths, None if reset is None else torch.as_tensor(reset).unsqueeze(1))
+            reset = None if reset is None else torch.as_tensor(reset).unsqueeze(1)
+            outputs = self._run(options, inputs, lengths, reset)
             outputs = tuple(None if o is None else o.squeeze(-2) for o in outputs)
         else:
             inputs = Inputs(input, h0, c0, reset_h, reset_c, self._weights())
@@ -86,9 +88,7 @@ class Layer(torch.nn.RNNBase):
 
     # ---- ways to run ----
 
-    def _run(
-        self, options: Options, inputs: Inputs, lengths: Any, reset: Any, packing: str = ""
-    ) -> tuple[Any, ...]:
+    def _run(self, options: Options, inputs: Inputs, lengths: Any, reset: Any, packing: str = "") -> tuple[Any, ...]:
         """The five outputs of a batch, each None where it does not exist."""
         x, weight = inputs.x, inputs.weights[0]
         autocast = fallback.autocasts(x)
@@ -125,7 +125,7 @@ class Layer(torch.nn.RNNBase):
         if why is not None and reset is None and not options.return_states and fallback.announce(why):
             return self._fall_back_packed(options, sequence, states, weights)
         padded = unpack(sequence)
-        inputs = Inputs(padded.x, *states, weights=weights)
+        inputs = Inputs.from_flat([padded.x, *states, *weights])
         sizes, packing = sequence.batch_sizes, "even"
         if fallback.autocasts(data) and bool((sizes != sizes[0]).any()):
             packing = "ragged"
@@ -136,7 +136,7 @@ class Layer(torch.nn.RNNBase):
         self, options: Options, sequence: PackedSequence, states: tuple[Any, ...], weights: list[Any]
     ) -> tuple[Any, ...]:
         sort, unsort = sequence.sorted_indices, sequence.unsorted_indices
-        inputs = Inputs(sequence.data, *(permute(s, sort) for s in states), weights=weights)
+        inputs = Inputs.from_flat([sequence.data, *(permute(s, sort) for s in states), *weights])
         output, *rest = fallback.run(options, inputs, Extras(None, None, None), self.training, sequence.batch_sizes)
         like = PackedSequence(output, sequence.batch_sizes, sort, unsort)
         return like, *(permute(s, unsort) for s in rest)
@@ -176,10 +176,9 @@ class Layer(torch.nn.RNNBase):
                 raise TypeError(f"{name}: expected a Tensor, got {type(element).__name__}")
         if any(element.dim() != rank for element in state):
             got = ", ".join(f"{element.dim()}-D" for element in state)
-            what = f"hx and cx should also be {rank}-D but got ({got}) tensors"
-            if len(state) == 1:
-                what = f"hx should also be {rank}-D but got {got} tensor"
-            raise RuntimeError(f"For {'unbatched 2' if rank == 2 else 'batched 3'}-D input, {what.replace('hx', name, 1)}")
+            names, got = (name, f"{got} tensor") if len(state) == 1 else (f"{name} and cx", f"({got}) tensors")
+            batch = "unbatched 2-D" if rank == 2 else "batched 3-D"
+            raise RuntimeError(f"For {batch} input, {names} should also be {rank}-D but got {got}")
         return (state[0], None) if len(state) == 1 else (state[0], state[1])
 
     def _check(self, inputs: Inputs, batch_first: bool, autocast: bool) -> None:
@@ -255,7 +254,10 @@ def flags(reset: Tensor) -> Tensor:
 
 
 class RNN(Layer):
-    """torch.nn.RNN: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) with f = tanh or ReLU. Its arguments, see `Layer` for more."""
+    """torch.nn.RNN: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) with f = tanh or ReLU.
+
+    The arguments are torch.nn's; see `Layer` for those of the call.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:
@@ -271,16 +273,20 @@ class RNN(Layer):
 
 
 class LSTM(Layer):
-    """torch.nn.LSTM: i, f, o = σ(…), g = tanh(…), c_t = f∘c_{t-1} + i∘g, h_t = o∘tanh(c_t), with ``proj_size`` W_hr h_t. Its
-    arguments, see `Layer` for more."""
+    """torch.nn.LSTM: i, f, o = σ(…), g = tanh(…), c_t = f∘c_{t-1} + i∘g, h_t = o∘tanh(c_t).
+
+    The arguments are torch.nn's, ``proj_size`` among them; see `Layer` for those of the call.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
 
 
 class GRU(Layer):
-    """torch.nn.GRU: r, z = σ(…), n = tanh(W_in x + b_in + r∘(W_hn h + b_hn)), h_t = (1-z)∘n + z∘h_{t-1}. Its arguments, see
-    `Layer` for more."""
+    """torch.nn.GRU: r, z = σ(…), n = tanh(W_in x + b_in + r∘(W_hn h + b_hn)), h_t = (1-z)∘n + z∘h_{t-1}.
+
+    The arguments are torch.nn's; see `Layer` for those of the call.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:

@@ -1,5 +1,5 @@
-"""The same calls as operators of torch.library: for torch.compile, torch.export, torch.func and everything that wants to
-see an operator instead of Python.
+"""The same calls as operators of torch.library: for torch.compile, torch.export, torch.func and everything else that
+wants to see an operator instead of Python.
 
 ``rnnfast::stack`` and ``rnnfast::stack_backward`` are functions of tensors alone. Between the two travels a token
 (`kernels.keep`) that stands for the engine's context; a backward that finds none behind it runs the forward again, so
@@ -25,12 +25,12 @@ from .kernels import Extras, Inputs, Options
 _INPUTS = "Tensor x, Tensor? h0, Tensor? c0, Tensor? reset_h, Tensor? reset_c, Tensor[] weights"
 _EXTRAS = "Tensor? lengths, Tensor? reset, Tensor? seed"
 _OPTIONS = "str cell, int num_layers, bool bidirectional, bool batch_first, float dropout, bool return_states"
+_OUTPUTS = "Tensor output, Tensor hn, Tensor cn, Tensor h_all, Tensor c_all"
 _GRADS = "Tensor? grad_output, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_h_all, Tensor? grad_c_all"
 
 torch.library.define(
     "rnnfast::stack",
-    f"({_INPUTS}, {_EXTRAS}, {_OPTIONS}, bool save) -> (Tensor output, Tensor hn, Tensor cn, Tensor h_all, Tensor c_all, "
-    "Tensor token)",
+    f"({_INPUTS}, {_EXTRAS}, {_OPTIONS}, bool save) -> ({_OUTPUTS}, Tensor token)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 torch.library.define(
@@ -121,13 +121,15 @@ def _stack_fake(*arguments: Any) -> tuple[Tensor, ...]:
 def _stack_backward_fake(*arguments: Any) -> list[Tensor]:
     inputs, _, _, (*_, needs) = _parse(arguments[5:])
     x = inputs.x
-    return [x.new_empty(t.shape if need and t is not None else [0]) for t, need in zip(inputs.flat(), needs, strict=True)]
+    return [
+        x.new_empty(t.shape if need and t is not None else [0]) for t, need in zip(inputs.flat(), needs, strict=True)
+    ]
 
 
 # ---- autograd ----
 #
-# Functions with a `setup_context` and a `vmap` of their own, which torch.func asks for. It does not look into an operator's
-# autograd kernel, so under its transforms `stack` calls `_Stack` itself.
+# Functions with a `setup_context` and a `vmap` of their own, which torch.func asks for. It does not look into the
+# autograd kernel of an operator, so under its transforms `stack` calls `_Stack` itself.
 
 
 class _Stack(Function):

@@ -8,6 +8,7 @@ weights packed once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
@@ -20,7 +21,7 @@ from .kernels import Extras, Inputs, Options, WeightCache
 _PLAIN = frozenset({Tensor, Parameter, type(None)})
 
 # Without the Python in front of it, which looks for transforms of torch.func: `_is_plain` has done that.
-_apply = super(Function, Layers).apply  # type: ignore[misc]
+_apply = super(Function, Layers).apply
 
 # In training, weights that were packed before are worth looking for only where packing outweighs the steps: in a loop
 # of single steps. Elsewhere an optimiser has changed them since.
