@@ -1017,7 +1017,7 @@ def step_subject(rng: Any, name: str, dtype: str) -> Subject:
     entries: dict[str, Defect] = {
         "none": lambda v, r: None,
         "list": lambda v, r: [1],
-        "missing": lambda v, r: {k: x for k, x in v.items() if k != r.choice(("optimizer", "lr", "num_parameters"))},
+        "missing": lambda v, r: dict(r.sample(sorted(v.items()), len(v) - 1)),
         "another": lambda v, r: {**v, "optimizer": "Another"},
         "count": lambda v, r: {**v, "num_parameters": 3},
         "unexpected": lambda v, r: {**v, "9.step": 1},

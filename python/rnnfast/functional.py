@@ -188,11 +188,12 @@ def _sizes(gates: int, weights: Sequence[Any]) -> tuple[int, int, int]:
     output = w_hh.shape[1]
     if output >= hidden if projected else output != hidden:
         wanted = f"fewer columns than H={hidden}" if projected else f"shape {[w_ih.shape[0], hidden]}"
-        raise ValueError(f"weight_hh_l0: expected {wanted} beside weight_ih_l0 {list(w_ih.shape)}, got {list(w_hh.shape)}")
-    if projected and np.shape(weights[-1])[:1] != (output,):  # the engine looks at the rest of its shape
         raise ValueError(
-            f"weight_hr_l0: expected P={output} rows, as weight_hh_l0 has columns, got shape {np.shape(weights[-1])}"
+            f"weight_hh_l0: expected {wanted} beside weight_ih_l0 {list(w_ih.shape)}, got {list(w_hh.shape)}"
         )
+    w_hr = weights[-1]  # where it is projected; the engine looks at all else that may be wrong with it
+    if projected and isinstance(w_hr, np.ndarray) and w_hr.shape[:1] != (output,):
+        raise ValueError(f"weight_hr_l0: expected P={output} rows, as weight_hh_l0 has columns, got {list(w_hr.shape)}")
     return w_ih.shape[1], hidden, output if projected else 0
 
 

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from . import fallback, route
-from .kernels import Extras, Inputs, Options, WeightCache
+from .kernels import NO_EXTRAS, Inputs, Options, WeightCache
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
-
-_NO_EXTRAS = Extras(None, None, None)
 
 
 class Cell(torch.nn.RNNCellBase):
@@ -48,13 +46,13 @@ class Cell(torch.nn.RNNCellBase):
         inputs = Inputs(x.unsqueeze(0), h0, c0, None, None, weights)
         options = Options(self.cell(), 1, False, False, 0.0, False)
         if not fallback.autocasts(x):
-            _, *new = route.run(options, inputs, _NO_EXTRAS, self._cache)
+            _, *new = route.run(options, inputs, NO_EXTRAS, self._cache)
         else:
             kind = {"lstm": "LSTMCell", "gru": "GRUCell"}.get(options.cell, "RNNCell")
             _, *new = fallback.run_in_autocast(
                 kind,
                 (),
-                lambda converted: route.run(options, converted, _NO_EXTRAS, self._cache),
+                lambda converted: route.run(options, converted, NO_EXTRAS, self._cache),
                 inputs,
                 self.training,
             )

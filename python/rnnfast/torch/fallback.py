@@ -17,7 +17,7 @@ from .kernels import DTYPES, Extras, Inputs, Options
 
 def reason(x: Tensor, weight: Tensor) -> str | None:
     """Why no kernel can serve a call, or None. (Tensors without data, on "meta", need none.)"""
-    if x.device.type not in ("cpu", "meta"):
+    if not (x.is_cpu or x.is_meta):
         return f"there is no kernel for the device {x.device.type!r}"
     if weight.dtype not in DTYPES:
         return f"there is no kernel for {weight.dtype} on the CPU"
@@ -99,8 +99,7 @@ def draw_seed(options: Options, extras: Extras) -> Extras:
 
 def autocasts(x: Tensor) -> bool:
     """Whether autocast is on for the device of x."""
-    kind = x.device.type
-    return kind != "meta" and torch.is_autocast_enabled(kind)
+    return not x.is_meta and torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
 
 
 def run_in_autocast(

@@ -39,6 +39,9 @@ class Extras(NamedTuple):
     seed: Tensor | None  # int64 [], of dropout
 
 
+NO_EXTRAS = Extras(None, None, None)
+
+
 class Inputs(NamedTuple):
     """The tensors of a call that may have a gradient, `weights` in torch's flat order."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import fallback, route
-from .kernels import Extras, Inputs, Options, WeightCache
+from .kernels import NO_EXTRAS, Extras, Inputs, Options, WeightCache
 from .packed import pack, permute, unpack
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -137,7 +137,7 @@ class Layer(torch.nn.RNNBase):
     ) -> tuple[Any, ...]:
         sort, unsort = sequence.sorted_indices, sequence.unsorted_indices
         inputs = Inputs.from_flat([sequence.data, *(permute(s, sort) for s in states), *weights])
-        output, *rest = fallback.run(options, inputs, Extras(None, None, None), self.training, sequence.batch_sizes)
+        output, *rest = fallback.run(options, inputs, NO_EXTRAS, self.training, sequence.batch_sizes)
         like = PackedSequence(output, sequence.batch_sizes, sort, unsort)
         return like, *(permute(s, unsort) for s in rest)
 
@@ -189,28 +189,34 @@ class Layer(torch.nn.RNNBase):
                 f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
                 f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
             )
-        if x.shape[2] != self.input_size:
+        steps, batch_size, input_size = x.shape
+        if batch_first:
+            steps, batch_size = batch_size, steps
+        if input_size != self.input_size:
             raise RuntimeError(
-                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[2]}"
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input_size}"
             )
-        if x.shape[1 if batch_first else 0] == 0:
+        if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if weight.device != x.device:
             raise RuntimeError(
                 f"Input and parameter tensors are not at the same device, found input tensor at {x.device} and "
                 f"parameter tensor at {weight.device}"
             )
-        runs, batch_size = self.num_layers * (2 if self.bidirectional else 1), x.shape[0 if batch_first else 1]
-        h_size = self.proj_size or self.hidden_size
+        if inputs.h0 is not None or inputs.reset_h is not None:
+            self._check_states(inputs, batch_size, autocast)
+
+    def _check_states(self, inputs: Inputs, batch_size: int, autocast: bool) -> None:
+        runs = self.num_layers * (2 if self.bidirectional else 1)
+        shapes = [(runs, batch_size, size) for size in (self.proj_size or self.hidden_size, self.hidden_size)]
         indices = ("[0]", "[1]") if self.mode == "LSTM" else ("", "")
-        check_state(f"hidden{indices[0]}", inputs.h0, (runs, batch_size, h_size), x, autocast)
-        check_state(f"hidden{indices[1]}", inputs.c0, (runs, batch_size, self.hidden_size), x, autocast)
-        check_state(f"reset_state{indices[0]}", inputs.reset_h, (runs, batch_size, h_size), x, autocast, True)
-        check_state(f"reset_state{indices[1]}", inputs.reset_c, (runs, batch_size, self.hidden_size), x, autocast, True)
+        for name, states in (("hidden", inputs[1:3]), ("reset_state", inputs[3:5])):
+            for index, state, shape in zip(indices, states, shapes, strict=True):
+                check_state(f"{name}{index}", state, shape, inputs.x, autocast, shared=name == "reset_state")
 
 
 def check_state(
-    name: str, state: Tensor | None, shape: tuple[int, int, int], x: Tensor, autocast: bool, shared: bool = False
+    name: str, state: Tensor | None, shape: tuple[int, int, int], x: Tensor, autocast: bool, shared: bool
 ) -> None:
     """One element of a state; `shared` allows a batch of 1 for all rows."""
     if state is None:
@@ -225,6 +231,8 @@ def check_state(
 
 def make_extras(x: Tensor, batch_first: bool, lengths: Any, reset: Any) -> Extras:
     """`lengths` as int64 [B] and `reset` as bool, shaped as x without its last axis."""
+    if lengths is None and reset is None:
+        return NO_EXTRAS
     if lengths is not None:
         lengths = torch.as_tensor(lengths, device=x.device)
         if lengths.dtype not in _INTEGERS:
