@@ -1151,7 +1151,9 @@ def frozen(value: Any, seen: frozenset[int] = frozenset()) -> Any:
 
 
 def names_it(message: str, names: tuple[str, ...]) -> bool:
-    return any(re.search(rf"(?<![A-Za-z_]){re.escape(name)}(?![A-Za-z])", message) for name in names)
+    """One letter may stand anywhere in a message by chance, so such a name must begin it."""
+    patterns = (rf"(?<![A-Za-z_]){re.escape(n)}(?![A-Za-z])" if len(n) > 1 else rf"\A{n}\b" for n in names)
+    return any(re.search(pattern, message) for pattern in patterns)
 
 
 def attempt(subject: Subject, key: str, defect: str, r: random.Random) -> str | None:

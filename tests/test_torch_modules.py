@@ -156,6 +156,18 @@ def test_strided_tensors(kind):
     assert_close(run(ours, every_second), run(theirs, every_second))
 
 
+def test_learned_initial_state_for_all_rows():
+    theirs, ours = (m.double() for m in pair("LSTM", 3, 4, 2))
+    h, c = (torch.randn(2, 1, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    x = torch.randn(5, 3, 3, dtype=torch.float64)
+
+    def call(module: Any) -> Any:
+        results = module(x, (h.expand(-1, 3, -1), c.expand(-1, 3, -1)))
+        return [*leaves(results), *torch.autograd.grad(scalar(results), [h, c])]
+
+    torch.testing.assert_close(call(ours), call(theirs))
+
+
 def test_no_copy_of_what_is_contiguous():
     layer = rt.GRU(3, 4)
     x = torch.randn(5, 2, 3)

@@ -248,7 +248,8 @@ class Builder {
     int64_t sequences = 0;
     for (const SlicePlan& slice : plan_.slice) sequences = std::max(sequences, slice.schedule.sequences);
     const int64_t rows = std::max({plan_.row_chunk, plan_.chunk * sequences, sequences});
-    return 32 * 16 * sizeof(T) + rows * 8 + sequences * 9 + 4 * 64 + 4096;  // a page between threads
+    const int64_t used = 32 * 16 * sizeof(T) + rows * 8 + sequences * 9 + 4 * 64;
+    return round_up(used, 64) + 4096;  // a page between threads, whose tiles begin on a cache line
   }
 
   const Config& config_;

@@ -99,6 +99,8 @@ std::string joined(const std::vector<std::string>& names) {
 
 std::atomic<int> requested{0};
 std::atomic<bool> forked{false};
+// When the library is loaded, not at the first call: the parent's threads may be those that PyTorch woke.
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 // Physical cores that this process may use: a second thread on a core shares the units that the kernels fill.
 int usable_cores() {
@@ -170,7 +172,6 @@ int get_num_threads() {
   std::call_once(once, [] {
     int unset = 0;
     requested.compare_exchange_strong(unset, default_threads());
-    pthread_atfork(nullptr, nullptr, [] { forked = true; });
   });
   return forked ? 1 : requested.load();
 }

@@ -2,6 +2,7 @@
 // guarded memory.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <limits>
 #include <memory>
@@ -17,7 +18,7 @@ class EngineCall {
   explicit EngineCall(const Problem& problem)
       : p_(problem), config_(problem.config), lengths_(problem.lengths.size(), problem.edge), reset_(reset_layout()) {
     config_.dtype = sizeof(T) == 4 ? Dtype::kFloat32 : Dtype::kFloat64;
-    std::memcpy(lengths_.data(), p_.lengths.data(), p_.lengths.size() * sizeof(int64_t));
+    std::copy(p_.lengths.begin(), p_.lengths.end(), lengths_.data());
     set_arguments();
     set_weights();
   }

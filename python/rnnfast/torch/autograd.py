@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import composed, kernels
-from .kernels import Extras, Inputs, Options, WeightCache
+from .kernels import NO_EXTRAS, Extras, Inputs, Options, WeightCache
 
 
 class Layers(Function):
@@ -23,8 +23,8 @@ class Layers(Function):
     def forward(ctx: Any, options: Options, extras: Extras, cache: WeightCache | None, *tensors: Any) -> Any:
         inputs = Inputs.from_flat(tensors)
         ready = None if cache is None else cache.get(options, inputs.weights)
-        if extras.reset is not None:
-            extras = extras._replace(reset=extras.reset.clone())  # often a buffer that the next rollout overwrites
+        if extras is not NO_EXTRAS:  # small, and often buffers that the next batch overwrites
+            extras = Extras(*(None if t is None else t.clone() for t in extras))
         outputs, context = kernels.forward(options, inputs, extras, training=True, ready=ready)
         ctx.options, ctx.extras = options, extras
         ctx.set_materialize_grads(False)
