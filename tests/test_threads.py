@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import RunPython, Sharing
-from reference_cases import Case, make, results
 
 import rnnfast
+from conftest import RunPython, Sharing
+from reference_cases import Case, make, results
 from rnnfast import _core, functional
 
 # Work that is shared between threads in every phase, and checked: "ok" means right results.
