@@ -1,67 +1,142 @@
-"""Memory: the size of the reserve, no growth over training steps, bounded scratch for long sequences."""
+"""Memory: what a forward keeps, what a call takes for itself, and that nothing is lost."""
 
 from __future__ import annotations
 
-import resource
-from pathlib import Path
+import gc
+from typing import Any
 
 import numpy as np
 import pytest
 
 import rnnfast
-from rnnfast import functional
+from conftest import RunPython, Sharing
+from rnnfast import _core, functional
+
+# For each unit and step: the gates (slots) and, where there is one, the cell state.
+SLOTS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 5, "gru": 4}
+LINE = 64  # bytes to which each array is padded
 
 
-def weights(cell: str, inputs: int, hidden: int) -> list[np.ndarray]:
-    rows = functional.CELLS[cell].gates * hidden
-    rng = np.random.default_rng(0)
-    return [rng.uniform(-0.1, 0.1, shape).astype(np.float32) for shape in ((rows, inputs), (rows, hidden))]
+def weights_of(cell: str, I: int, H: int, dtype: str = "float32") -> list[np.ndarray]:  # noqa: E741
+    gates = functional.CELLS[cell].gates
+    return [np.zeros(shape, dtype) for shape in ((gates * H, I), (gates * H, H), (gates * H,), (gates * H,))]
 
 
-@pytest.mark.parametrize(("cell", "values"), [("lstm", 5), ("gru", 4), ("rnn_tanh", 1)])
-def test_reserve(cell: str, values: int) -> None:
-    """Values kept for each unit and step, beside the output; the LSTM also keeps c0 of each row."""
-    T, B, H = 50, 8, 64
-    _, _, ctx = functional.forward(cell, np.zeros((T, B, 16), np.float32), None, weights(cell, 16, H))
-    first_states = B * H if cell == "lstm" else 0
-    assert ctx.nbytes <= 4 * (values * T * B * H + first_states) + 256
+def reserve(cell: str, T: int, B: int, H: int, dtype: str = "float32", **options: Any) -> int:
+    x = np.zeros((T, B, 3), dtype)
+    return int(functional.forward(cell, x, None, weights_of(cell, 3, H, dtype), **options)[-1].nbytes)
 
 
-def test_ragged_reserve_holds_valid_steps_only() -> None:
-    T, B, H = 100, 8, 64
-    x, lengths = np.zeros((T, B, 16), np.float32), [10] * (B - 1) + [T]
-    _, _, ctx = functional.lstm(x, None, weights("lstm", 16, H), lengths=lengths)
-    assert ctx.nbytes <= 4 * 5 * (sum(lengths) + B) * H + 256
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", SLOTS)
+def test_reserve(cell: str, dtype: str) -> None:
+    """At most 5·T·B·H values for the LSTM: gates and c of every step, and c of before the first."""
+    T, B, H = 50, 6, 48
+    size = np.dtype(dtype).itemsize
+    steps = T + (1 if functional.CELLS[cell].has_cell_state else 0)
+    assert reserve(cell, T, B, H, dtype) <= SLOTS[cell] * steps * B * H * size + 8 * LINE
+    lengths = np.arange(B)
+    ragged = reserve(cell, T, B, H, dtype, lengths=lengths)
+    assert ragged <= SLOTS[cell] * (lengths.sum() + B) * H * size + 8 * LINE  # no memory for padding either
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def test_reserve_does_not_depend_on_the_threads(sharing: Sharing) -> None:
+    assert reserve("lstm", 20, 7, 33) <= 5 * 21 * 7 * 48 * 4 + 32 * LINE
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system has no /proc")
-def test_no_leak_over_training_steps() -> None:
-    lstm = rnnfast.LSTM(32, 64, 2, bidirectional=True, seed=0)
-    x = np.ones((40, 16, 32), np.float32)
-
-    def step() -> None:
-        output, _ = lstm(x, lengths=np.arange(16) + 20)
-        lstm.backward(output)
-        lstm.zero_grad()
-
-    for _ in range(20):
-        step()
-    before = resident()
-    for _ in range(200):
-        step()
-    assert resident() - before < 8 << 20  # one step's reserve is 11 MB
+def test_evaluation_keeps_nothing() -> None:
+    x = np.zeros((5, 2, 3), np.float32)
+    assert functional.lstm(x, None, weights_of("lstm", 3, 16), training=False)[-1] is None
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system has no /proc")
-def test_scratch_does_not_grow_with_the_sequence() -> None:
-    T, H = 100_000, 32
-    packed = functional.pack("lstm", weights("lstm", 8, H))
-    x = np.zeros((T, 1, 8), np.float32)
-    functional.forward("lstm", x[:100], None, packed, training=False)
-    before = resident()
-    output, _, _ = functional.forward("lstm", x, None, packed, training=False)
-    assert resident() - before - output.nbytes < 16 << 20
+def test_a_backward_frees_what_it_used() -> None:
+    """Contexts that are gone give their memory back, to the pool or the system, and the pool is bounded."""
+    _core.release_pool()
+    assert _core.pooled_bytes() == 0
+    x = np.zeros((2000, 8, 3), np.float32)
+    for _ in range(30):
+        functional.lstm(x, None, weights_of("lstm", 3, 64))
+    gc.collect()
+    assert 0 < _core.pooled_bytes() <= 2**28
+    _core.release_pool()
+    assert _core.pooled_bytes() == 0
+
+
+# In a process of its own, because others' garbage would be counted.
+RESIDENT = """
+import gc, os
+import numpy as np
+import rnnfast
+from rnnfast import _core, functional
+
+def resident():
+    gc.collect()
+    _core.release_pool()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+"""
+
+
+@pytest.mark.skipif(not rnnfast.__file__ or not __import__("os").path.exists("/proc/self/statm"), reason="no /proc")
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN", "LeakyRNN"])
+def test_no_leak(cell: str, run_python: RunPython) -> None:
+    """200 training steps, streams, packed weights and refused calls: the process does not grow."""
+    code = (
+        RESIDENT
+        + f"""
+layer = rnnfast.{cell}(16, 32, 2, bidirectional=True, seed=0)
+one_way = rnnfast.{cell}(16, 32, seed=0)
+optimiser = rnnfast.optim.Adam(layer.parameters())
+x = np.ones((40, 8, 16), np.float32)
+
+def step():
+    layer.train()
+    layer(x, lengths=[40, 3, 0, 5, 40, 40, 1, 2], reset=np.zeros((40, 8), bool), return_states=True)
+    layer.backward(np.ones((40, 8, 64), np.float32))
+    optimiser.step()
+    layer.zero_grad()
+    layer(x)  # no backward follows
+    layer.eval()(x)
+    stream = one_way.stream(8)
+    stream.step(x[0])
+    stream.fork().close()
+    for wrong in (x[..., :3], x.astype("float64"), None):
+        try:
+            layer(wrong)
+        except (ValueError, TypeError):
+            pass
+
+for _ in range(20):
+    step()
+before = resident()
+for _ in range(200):
+    step()
+print(resident() - before)
+"""
+    )
+    assert int(run_python(code, timeout=120)) < 2**20
+
+
+def test_scratch_is_bounded_whatever_the_length(run_python: RunPython) -> None:
+    """T = 100,000: beside the input and the output a forward needs some 16 MB at most, a backward its reserve and that."""
+    code = (
+        RESIDENT
+        + """
+import resource, sys
+T, H = 100_000, 64
+x = np.zeros((T, 1, 4), np.float32)
+gates, line = {"lstm": 4, "gru": 3, "rnn_tanh": 1}, 64
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+for cell, g in gates.items():
+    weights = [np.zeros(s, np.float32) for s in ((g * H, 4), (g * H, H), (g * H,), (g * H,))]
+    functional.forward(cell, x[:10], None, weights)
+    before = max(peak(), resident())
+    output, *_ = functional.forward(cell, x, None, weights, training=False)
+    print(cell, peak() - before - output.nbytes)
+    del output
+"""
+    )
+    for line in run_python(code, timeout=120).splitlines():
+        cell, extra = line.split()
+        assert int(extra) <= 16 * 2**20, f"{cell} takes {extra} bytes"

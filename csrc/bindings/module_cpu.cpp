@@ -13,6 +13,7 @@ using namespace rnnfast::bindings;
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The CPU engine: the whole time loop of recurrent layers, forward and backward.";
   choose_isa();
+  choose_split();
 
   // First, because the signatures of the others name it.
   py::class_<StackObject> stack(m, "Stack", "The configuration of a stack of recurrent layers.");
@@ -104,5 +105,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("pooled_bytes", &pooled_bytes, "Memory held for reuse.");
   m.def("release_pool", &release_pool);
   m.attr("version") = RNNFAST_VERSION;
-  m.attr("compiler") = __VERSION__;
+#if defined(__clang__)
+  m.attr("compiler") = __VERSION__;  // names itself
+#else
+  m.attr("compiler") = "GCC " __VERSION__;
+#endif
 }

@@ -35,10 +35,7 @@ double step_time(Work work, int64_t threads) {
 
 // For experiments and tests: "one", "batch" or "hidden" instead of the model's choice; empty: the model's.
 std::string& forced_split() {
-  static std::string split = [] {
-    const char* text = std::getenv("RNNFAST_SPLIT");
-    return std::string(text ? text : "");
-  }();
+  static std::string split;
   return split;
 }
 
@@ -132,8 +129,13 @@ int64_t max_sequences(const Plan& plan) {
 
 void set_split(const std::string& split) {
   if (split != "" && split != "one" && split != "batch" && split != "hidden")
-    throw std::invalid_argument("split: expected '', 'one', 'batch' or 'hidden', got '" + split + "'");
+    throw std::invalid_argument("split (RNNFAST_SPLIT): expected '', 'one', 'batch' or 'hidden', got '" + split + "'");
   forced_split() = split;
+}
+
+void choose_split() {
+  const char* text = std::getenv("RNNFAST_SPLIT");
+  set_split(text ? text : "");
 }
 
 std::shared_ptr<const Plan> make_plan(const Config& config, const ForwardArgs& args, bool, int lanes, int max_threads) {

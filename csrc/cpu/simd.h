@@ -283,11 +283,15 @@ template <class T>
 RNNFAST_FN Vec<T> clamp(Vec<T> x, Vec<T> low, Vec<T> high) {
 #if defined(RNNFAST_AVX512)
   // min and max return their second operand when one is NaN.
+  // (GCC 12 warns that the unmasked forms read an undefined register; these are the same instructions.)
+  constexpr __mmask16 all16 = 0xffff;
+  constexpr __mmask8 all8 = 0xff;
   if constexpr (sizeof(T) == 4)
-    return Vec<T>::raw((typename Vec<T>::Raw)_mm512_max_ps((__m512)low.v, _mm512_min_ps((__m512)high.v, (__m512)x.v)));
+    return Vec<T>::raw((typename Vec<T>::Raw)_mm512_maskz_max_ps(
+        all16, (__m512)low.v, _mm512_maskz_min_ps(all16, (__m512)high.v, (__m512)x.v)));
   else
-    return Vec<T>::raw(
-        (typename Vec<T>::Raw)_mm512_max_pd((__m512d)low.v, _mm512_min_pd((__m512d)high.v, (__m512d)x.v)));
+    return Vec<T>::raw((typename Vec<T>::Raw)_mm512_maskz_max_pd(
+        all8, (__m512d)low.v, _mm512_maskz_min_pd(all8, (__m512d)high.v, (__m512d)x.v)));
 #elif defined(RNNFAST_AVX2)
   if constexpr (sizeof(T) == 4)
     return Vec<T>::raw((typename Vec<T>::Raw)_mm256_max_ps((__m256)low.v, _mm256_min_ps((__m256)high.v, (__m256)x.v)));

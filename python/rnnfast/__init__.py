@@ -10,9 +10,11 @@ from typing import Any
 
 from . import functional, init, optim, reference
 from ._core import version as __version__
+from ._strict import set_strict
 from .base import Module, Parameter
 from .cells import GRUCell, LSTMCell, RNNCell
 from .clipping import clip_grad_norm_, clip_grad_value_, get_total_norm
+from .explain import explain
 from .functional import get_num_threads, set_num_threads
 from .interop import from_torch
 from .layers import Dropout, Embedding, Linear, Sequential
@@ -40,6 +42,7 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "cross_entropy",
+    "explain",
     "from_torch",
     "functional",
     "get_num_threads",
@@ -53,6 +56,7 @@ __all__ = [
     "reference",
     "save",
     "set_num_threads",
+    "set_strict",
     "tbptt",
 ]
 

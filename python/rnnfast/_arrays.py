@@ -119,7 +119,7 @@ def check_writable(name: str, value: Any) -> None:
 
 def _is_array(value: Any) -> bool:
     """Whether it has dimensions; a zero-dimensional array is a number."""
-    return bool(getattr(value, "shape", ()))
+    return not isinstance(value, type) and bool(getattr(value, "shape", ()))
 
 
 def check_int(name: str, value: Any, minimum: int = 1) -> int:
@@ -163,7 +163,8 @@ def check_number(
 
     below: the maximum itself is outside too. infinite: infinities are allowed.
     """
-    if isinstance(value, (bool, np.bool_, str, bytes)) or _is_array(value) or not hasattr(value, "__float__"):
+    number = not isinstance(value, (bool, np.bool_, str, bytes, type)) and not _is_array(value)
+    if not number or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
         result = float(value)

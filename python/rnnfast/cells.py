@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import functional
 from ._arrays import check_choice
 from .base import Parameter
@@ -80,7 +82,7 @@ class RecurrentCell(Recurrent):
         ValueError, TypeError
             An argument has the wrong rank, shape or dtype.
         """
-        shape = tuple(getattr(x, "shape", ()))
+        shape = x.shape if isinstance(x, np.ndarray) else ()  # anything else is refused by the engine
         if len(shape) > 2:
             raise ValueError(f"x: expected shape (batch, {self.input_size}) or ({self.input_size},), got {shape}")
         unbatched = len(shape) == 1

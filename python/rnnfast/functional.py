@@ -241,7 +241,8 @@ def _integer_array(name: str, value: Any, wanted: str, kinds: str) -> Any:
     return array
 
 
-def _integers(name: str, value: Any) -> Any:
+def integers(name: str, value: Any) -> Any:
+    """`value` as an array of integers; TypeError naming `name` where it is none."""
     return _integer_array(name, value, "integers", "iu")
 
 
@@ -383,7 +384,7 @@ def forward(
         matrices,
         check_flag("batch_first", batch_first),
         training,
-        _integers("lengths", lengths),
+        integers("lengths", lengths),
         _flags("reset", reset),
         reset_h,
         reset_c,
@@ -507,7 +508,7 @@ class Stream:
 
     def reorder(self, rows: Any) -> None:
         """Row i takes the state of row ``rows[i]``."""
-        self._core.reorder(_integers("rows", rows))
+        self._core.reorder(integers("rows", rows))
 
     def set_packed(self, packed: Packed) -> None:
         """Take other weights of the same configuration; the state stays."""

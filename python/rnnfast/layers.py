@@ -103,6 +103,7 @@ class Linear(_Layer):
     def forward(self, x: Any) -> Any:
         """x [..., in_features] -> y [..., out_features]. TypeError, ValueError: x is not such an array."""
         weight = self.weight.data
+        check_array("weight", weight)
         check_shape("weight", weight, (self.out_features, self.in_features))
         _check_input("x", x, weight, (..., self.in_features))
         if self.bias is not None:
@@ -119,6 +120,8 @@ class Linear(_Layer):
 
         Adds into weight.grad and bias.grad. RuntimeError: no forward in training mode was there.
         """
+        check_flag("need_grad_x", need_grad_x)
+        check_flag("retain", retain)
         x, weight = self._take(), self.weight.data
         self._check_grads()
         _check_input("grad_output", grad_output, weight, (*x.shape[:-1], self.out_features))
@@ -191,6 +194,8 @@ class Embedding(_Layer):
 
     def backward(self, grad_output: Any, *, need_grad_x: bool = True, retain: bool = False) -> None:
         """grad_output [..., embedding_dim] is added into the rows of weight.grad; indices have no gradient: None."""
+        check_flag("need_grad_x", need_grad_x)
+        check_flag("retain", retain)
         indices, weight = self._take(), self.weight.data
         self._check_grads()
         _check_input("grad_output", grad_output, weight, (*indices.shape, self.embedding_dim))
@@ -269,6 +274,8 @@ class Dropout(_Layer):
 
     def backward(self, grad_output: Any, *, need_grad_x: bool = True, retain: bool = False) -> Any:
         """grad_output [..., units] -> grad_x, under the mask of the forward."""
+        check_flag("need_grad_x", need_grad_x)
+        check_flag("retain", retain)
         keep, shape, dtype = self._take()
         xp = check_array("grad_output", grad_output)
         check_dtype("grad_output", grad_output, dtype)
@@ -332,6 +339,8 @@ class Sequential(Module):
 
         Where one of them raises, no gradient has changed.
         """
+        check_flag("need_grad_x", need_grad_x)
+        check_flag("retain", retain)
         held = [(parameter, parameter.grad) for parameter in self.parameters()]
         for parameter, _ in held:
             parameter.check_grad()

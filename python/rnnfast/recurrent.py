@@ -226,9 +226,9 @@ def with_batch_axis(name: str, rank: int, axis: int = 1) -> Callable[[Any], Any]
     """A function that gives an array of `rank` dimensions one more at `axis`, as x got one."""
 
     def insert(array: Any) -> Any:
-        shape = getattr(array, "shape", None)
-        if shape is None:  # None, or no array: the engine refuses that
+        if not isinstance(array, np.ndarray):  # None, or no array: the engine refuses that
             return array
+        shape = array.shape
         if len(shape) != rank:
             raise ValueError(f"{name}: expected {rank} dimensions, as x has no more, got shape {tuple(shape)}")
         return array[(slice(None),) * axis + (None,)]

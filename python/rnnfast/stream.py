@@ -94,7 +94,9 @@ class Stream:
 
         rows : integers [B], from 0 to B - 1; a row may be taken many times.
         """
-        engine, rows = self._live(), np.asarray(rows)
+        engine, rows = self._live(), functional.integers("rows", rows)
+        if rows is None:
+            raise TypeError("rows: expected integers, got None")
         if rows.dtype.kind not in "iu":
             raise TypeError(f"rows: expected integers, got dtype {rows.dtype}")
         if rows.shape != (self.batch_size,):

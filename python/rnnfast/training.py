@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import functional
-from ._arrays import check_int
+from ._arrays import MAX_SIZE, check_array, check_flag, check_int
 from .base import Module
 from .modules import RecurrentLayer, incoming
 from .recurrent import map_state
@@ -130,6 +130,7 @@ class _Steps:
     """A module and its sequence: runs of some of its steps."""
 
     def __init__(self, module: Module, x: Any, lengths: Any, reset: Any, options: dict[str, Any]) -> None:
+        check_array("x", x)
         self.module, self.x, self.options = module, x, options
         unbatched = isinstance(module, RecurrentLayer) and x.ndim == 2
         self.time_axis = 1 if _batch_first(module) and not unbatched else 0
@@ -190,9 +191,9 @@ def _slice(array: Any, axis: int, start: int, stop: int) -> Any:
 
 def _checked_lengths(lengths: Any, seq_len: int) -> Any:
     """Lengths are clipped window by window, so that no call could see one that is out of range."""
-    lengths = np.asarray(lengths)
-    if lengths.dtype.kind not in "iu":
-        raise TypeError(f"lengths: expected integers, got dtype {lengths.dtype}")
+    lengths = functional.integers("lengths", lengths)
+    if lengths.ndim != 1 or lengths.size > MAX_SIZE:
+        raise ValueError(f"lengths: expected one number for each row, got shape {lengths.shape}")
     if lengths.size and (lengths.min() < 0 or lengths.max() > seq_len):
         raise ValueError(f"lengths: expected numbers from 0 to {seq_len}, got {lengths.min()} to {lengths.max()}")
     return lengths.astype(np.int64)
@@ -244,6 +245,7 @@ def gradient_flow(
     ValueError, TypeError
         A gradient has the wrong shape or dtype; nothing has changed.
     """
+    check_flag("per_row", per_row)
     if not isinstance(module, RecurrentLayer):
         raise TypeError(f"module: expected a recurrent layer, got {type(module).__name__}")
     last = module.last_pass("gradient_flow")

@@ -83,12 +83,12 @@ void check_each(const Gradients& got, const Gradients& want, Check&& check) {
   check("record", got.record, want.record);
   for (size_t i = 0; i < want.weights.size(); ++i) {
     const ProblemWeights &g = got.weights[i], &w = want.weights[i];
-    const std::string at = " " + std::to_string(i);
-    check("grad_w_ih" + at, g.w_ih, w.w_ih);
-    check("grad_w_hh" + at, g.w_hh, w.w_hh);
-    check("grad_b_ih" + at, g.b_ih, w.b_ih);
-    check("grad_b_hh" + at, g.b_hh, w.b_hh);
-    check("grad_w_hr" + at, g.w_hr, w.w_hr);
+    const std::string at = std::to_string(i);
+    check("grad_w_ih " + at, g.w_ih, w.w_ih);
+    check("grad_w_hh " + at, g.w_hh, w.w_hh);
+    check("grad_b_ih " + at, g.b_ih, w.b_ih);
+    check("grad_b_hh " + at, g.b_hh, w.b_hh);
+    check("grad_w_hr " + at, g.w_hr, w.w_hr);
   }
 }
 

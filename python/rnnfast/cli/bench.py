@@ -69,7 +69,7 @@ class Plan:
     help=f"Rivals out of {','.join(name for name in (*LIBRARIES[1:], *VARIANTS))}, or a Python file with the same "
     "verbs; a float32 NumPy loop if not given.",
 )
-@click.option("--threads", type=click.IntRange(1), help="For every contender; rnnfast's own default if not given.")
+@click.option("--threads", type=click.IntRange(1, 256), help="For every contender; rnnfast's own default if not given.")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Timed batches of each contender.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the records here.")
 @click.option("--plot", "plot_path", type=click.Path(dir_okay=False, path_type=Path), help="Draw the ratios (PNG).")

@@ -60,7 +60,7 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
     if facts["cuda_built"]:
         cuda = "built; " + ("; ".join(facts["devices"]) or "no device found")
     else:
-        cuda = "not built (RNNFAST_CUDA=ON pip install . builds it)"
+        cuda = "not built (this version has no CUDA engine yet)"
         cuda += f"; this machine has {'; '.join(facts['devices'])}" if facts["devices"] else ""
     return {
         "rnnfast": f"{facts['version']}, compiled by {facts['compiler']}",

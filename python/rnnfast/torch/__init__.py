@@ -21,6 +21,13 @@ torch.nn.LSTM itself is not their base, because torch.compile refuses its instan
 
 from __future__ import annotations
 
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "rnnfast.torch: expected PyTorch to be installed: pip install 'rnnfast[torch]'"
+    ) from error
+
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import Change, convert, revert
 from .modules import GRU, LSTM, RNN

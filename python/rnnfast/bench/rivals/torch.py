@@ -33,7 +33,8 @@ def prepare(row: Row, arrays: Arrays, setup: Setup) -> Job:
     if row.reset and (row.bidirectional or row.ragged):
         raise Unsupported("resets in a ragged or bidirectional batch have no form in PyTorch's layers")
     torch.set_num_threads(setup.threads)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = setup.variant == "tf32"
+    if setup.device == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = setup.variant == "tf32"
     network = _Network(row, arrays, setup)
     sync = torch.cuda.synchronize if setup.device == "cuda" else lambda: None
     jobs = {"infer": network.infer_job, "train": network.train_job, "step": network.step_job}
