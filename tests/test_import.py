@@ -12,7 +12,7 @@ from conftest import RunPython
 
 LOADED = """
 import json, sys
-import numpy
+import numpy, numpy.random
 before = set(sys.modules)
 {code}
 print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - before}})))

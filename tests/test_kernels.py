@@ -33,7 +33,7 @@ from reference_cases import (
     results,
     valid_mask,
 )
-from rnnfast import functional, reference
+from rnnfast import _core, functional, reference
 
 CELLS = tuple(functional.CELLS)
 PARAMETERS = {name: tuple((p, 0.3) for p in info.parameters) for name, info in functional.CELLS.items()}
@@ -106,6 +106,8 @@ def check(case: Case, found: dict[str, Any], grad_floor: float = 0.0, slack: flo
         assert_close(found, truth, 1e-12, 1e-11, grad_floor)
         return
     assert found.keys() == truth.keys()
+    if _core.isa() == "scalar":
+        slack *= 2.5  # one accumulator and two roundings a term, where the peer sums vectors of fused ones
     for name, expected in truth.items():
         floor = grad_floor if name.startswith("grad") else 0.0
         limit = slack * max(2 * normwise_error(peer_of(case)[name], expected, floor), 8 * ULP)

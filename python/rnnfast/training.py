@@ -93,7 +93,7 @@ def tbptt(
         raise ValueError(
             "module: expected one direction, got a bidirectional layer, whose state cannot be carried over"
         )
-    if getattr(x, "ndim", 0) < 2:
+    if isinstance(x, type) or getattr(x, "ndim", 0) < 2:
         raise ValueError(f"x: expected an array [T, B, ...] or [T, I], got {getattr(x, 'shape', type(x).__name__)}")
     steps = _Steps(module, x, lengths, reset, options)
     return _windows(steps, window, burn_in, state)
@@ -130,7 +130,6 @@ class _Steps:
     """A module and its sequence: runs of some of its steps."""
 
     def __init__(self, module: Module, x: Any, lengths: Any, reset: Any, options: dict[str, Any]) -> None:
-        check_array("x", x)
         self.module, self.x, self.options = module, x, options
         unbatched = isinstance(module, RecurrentLayer) and x.ndim == 2
         self.time_axis = 1 if _batch_first(module) and not unbatched else 0
@@ -192,7 +191,7 @@ def _slice(array: Any, axis: int, start: int, stop: int) -> Any:
 def _checked_lengths(lengths: Any, seq_len: int) -> Any:
     """Lengths are clipped window by window, so that no call could see one that is out of range."""
     lengths = functional.integers("lengths", lengths)
-    if lengths.ndim != 1 or lengths.size > MAX_SIZE:
+    if lengths.ndim > 1 or lengths.size > MAX_SIZE:
         raise ValueError(f"lengths: expected one number for each row, got shape {lengths.shape}")
     if lengths.size and (lengths.min() < 0 or lengths.max() > seq_len):
         raise ValueError(f"lengths: expected numbers from 0 to {seq_len}, got {lengths.min()} to {lengths.max()}")
