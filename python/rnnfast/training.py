@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import functional
-from ._arrays import MAX_SIZE, check_array, check_flag, check_int
+from ._arrays import MAX_SIZE, check_flag, check_int
 from .base import Module
 from .modules import RecurrentLayer, incoming
 from .recurrent import map_state
@@ -93,7 +93,7 @@ def tbptt(
         raise ValueError(
             "module: expected one direction, got a bidirectional layer, whose state cannot be carried over"
         )
-    if isinstance(x, type) or getattr(x, "ndim", 0) < 2:
+    if isinstance(x, (type, memoryview)) or getattr(x, "ndim", 0) < 2:
         raise ValueError(f"x: expected an array [T, B, ...] or [T, I], got {getattr(x, 'shape', type(x).__name__)}")
     steps = _Steps(module, x, lengths, reset, options)
     return _windows(steps, window, burn_in, state)
