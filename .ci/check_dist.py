@@ -9,8 +9,10 @@ import zipfile
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-WHEEL_NEEDS = ("rnnfast/__init__.py", "rnnfast/py.typed", "rnnfast/_core.pyi", "rnnfast/_core.*.so")
-WHEEL_NEEDS += ("rnnfast-*/METADATA", "rnnfast-*/entry_points.txt", "rnnfast-*/licenses/LICENSE")
+WHEEL_NEEDS = (
+    *("rnnfast/__init__.py", "rnnfast/py.typed", "rnnfast/_core.pyi", "rnnfast/_core.*.so"),
+    *("rnnfast-*/METADATA", "rnnfast-*/entry_points.txt", "rnnfast-*/licenses/LICENSE"),
+)
 WHEEL_HOLDS = ("rnnfast/*", "rnnfast-*.dist-info/*")
 NOBODY_NEEDS = ("*.pyc", "*results*", "*/.ci/*", ".ci/*", "*.o", "*.json", "*.csv", "*.safetensors")
 WHEEL_LACKS = (*NOBODY_NEEDS, "*tests/*", "*.cpp", "*.h", "*.cu", "*.cuh", "*.a")

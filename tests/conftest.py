@@ -19,8 +19,9 @@ import pytest
 import rnnfast
 from rnnfast import _core
 
-# (split, threads): every way to share a call, with as many threads as cores usually have, an odd number, and one.
+# (split, threads): every way to share a call, with an even and an odd number of threads.
 SHARINGS = (("one", 1), ("batch", 2), ("batch", 3), ("hidden", 2), ("hidden", 3))
+FEW_SHARINGS = (("one", 1), ("batch", 3), ("hidden", 2))
 
 
 # ---- the run -------------------------------------------------------------------------------------------------------
@@ -80,12 +81,22 @@ def restore_sharing() -> Iterator[None]:
     rnnfast.set_num_threads(threads)
 
 
-@pytest.fixture(params=SHARINGS, ids=lambda p: f"{p[0]}-{p[1]}")
-def sharing(request: pytest.FixtureRequest, restore_sharing: None) -> Sharing:
-    """Each way to share a call between threads, in force during the test."""
+def in_force(request: pytest.FixtureRequest) -> Sharing:
     chosen = Sharing(*request.param)
     chosen.use()
     return chosen
+
+
+@pytest.fixture(params=SHARINGS, ids=lambda p: f"{p[0]}-{p[1]}")
+def sharing(request: pytest.FixtureRequest, restore_sharing: None) -> Sharing:
+    """Each way to share a call between threads, in force during the test."""
+    return in_force(request)
+
+
+@pytest.fixture(params=FEW_SHARINGS, ids=lambda p: f"{p[0]}-{p[1]}")
+def few_sharings(request: pytest.FixtureRequest, restore_sharing: None) -> Sharing:
+    """As `sharing`, one of each kind, where the number of threads is not what a test is about."""
+    return in_force(request)
 
 
 # ---- processes -----------------------------------------------------------------------------------------------------

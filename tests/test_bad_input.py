@@ -31,7 +31,7 @@ import rnnfast
 from conftest import run_process
 from rnnfast import functional
 
-CASES = 10_000
+CASES = int(os.environ.get("RNNFAST_BAD_INPUTS", "10000"))  # 40000 come by every combination
 MEMORY = 2**33
 ALLOWED = (ValueError, TypeError, RuntimeError)
 T, B, I, H, L = 3, 2, 4, 5, 2  # noqa: E741
@@ -1068,6 +1068,46 @@ def flow_subject(rng: Any, name: str, dtype: str) -> Subject:
     return Subject(rnnfast.gradient_flow, arguments, [layer])
 
 
+def explain_subject(rng: Any, name: str, dtype: str) -> Subject:
+    layer = LAYERS[name](I, H, L, dtype=dtype, seed=1)
+    sized = {name: bind_axes(defect, (0,)) for name, defect in SIZES.items()}
+    arguments = {
+        "module": Argument(layer, OBJECT),
+        "x": array(normal(rng, dtype, T, B, I), axes=(2,), skip="rank_down"),
+        "lengths": Argument(np.array([T, 1]), {**INTEGERS, **RANGES, **sized}),
+    }
+    return Subject(rnnfast.explain, arguments, [layer])
+
+
+def init_subject(rng: Any, dtype: str) -> Subject:
+    def call(target: Any, gain: Any, low: Any, mean: Any, seed: Any) -> None:
+        scratch = target.copy() if isinstance(target, np.ndarray) and target.flags.writeable else target
+        rnnfast.init.orthogonal_(scratch, gain, seed=seed)
+        rnnfast.init.uniform_(scratch, low, seed=seed)
+        rnnfast.init.normal_(scratch, mean, seed=seed)
+
+    arguments = {
+        "target": Argument(normal(rng, dtype, 6, 3), {**NOT_GRADIENTS, **MISSING, "read_only": read_only}),
+        "gain": Argument(1.0, out_of()),
+        "low": Argument(0.0, out_of()),
+        "mean": Argument(0.0, out_of()),
+        "seed": Argument(1, {**{k: v for k, v in INTEGER.items() if k not in ("none", "list", "array")}, **HUGE}),
+    }
+    return Subject(call, arguments)
+
+
+def named_subject(rng: Any, dtype: str) -> Subject:
+    """What is left: the named function of the vanilla RNN, and the strict mode."""
+    weights, x = one_way(rng, "rnn_relu", dtype), normal(rng, dtype, T, B, I)
+
+    def call(nonlinearity: Any, flag: Any) -> None:
+        functional.rnn(x, None, weights, nonlinearity=nonlinearity)
+        rnnfast.set_strict(flag)
+
+    arguments = {"nonlinearity": Argument("relu", CHOICE), "flag": Argument(False, FLAG)}
+    return Subject(call, arguments, [weights, x])
+
+
 SIZE_UNBOUNDED = {k: v for k, v in SIZE.items() if k != "huge"}
 
 
@@ -1099,6 +1139,7 @@ def subjects() -> dict[str, Callable[[], Subject]]:
                 add(f"{name} stream {operation} {dtype}", stream_subject, name, dtype, operation)
             add(f"{name} tbptt {dtype}", tbptt_subject, name, dtype)
             add(f"{name} gradient_flow {dtype}", flow_subject, name, dtype)
+            add(f"{name} explain {dtype}", explain_subject, name, dtype)
         for name in CELL_MODULES:
             add(f"{name} {dtype}", cell_subject, name, dtype)
             add(f"{name} backward {dtype}", cell_backward_subject, name, dtype)
@@ -1111,6 +1152,8 @@ def subjects() -> dict[str, Callable[[], Subject]]:
         add(f"losses {dtype}", loss_subject, dtype)
         add(f"Linear {dtype}", linear_subject, dtype)
         add(f"Embedding {dtype}", embedding_subject, dtype)
+        add(f"init {dtype}", init_subject, dtype)
+        add(f"named {dtype}", named_subject, dtype)
     for name in LAYERS:
         add(f"{name} constructor", layer_constructor, name)
         add(f"{name} open stream", open_stream_subject, name)

@@ -25,7 +25,7 @@ WORK = """
 import numpy as np, rnnfast
 from rnnfast import _core, functional, reference
 from reference_cases import Case, assert_close, make, results
-case = Case(cell="lstm", T=20, B=16, I=32, H=64, bidirectional=True, lengths=True)
+case = Case(cell="lstm", T=9, B=8, I=32, H=48, bidirectional=True, lengths=True)
 arrays = make(case)
 truth = results(reference, case, arrays)
 
@@ -38,10 +38,10 @@ def work():
 TORCH_WORK = """
 import torch
 def torch_work():
-    a = torch.randn(600, 600)
+    a = torch.randn(300, 300)
     assert torch.isfinite(a @ a).all()
     module = torch.nn.LSTM(32, 64)
-    module(torch.randn(50, 16, 32))[0].sum().backward()
+    module(torch.randn(5, 16, 32))[0].sum().backward()
 """
 
 
@@ -162,7 +162,7 @@ def test_omp_num_threads(threads: str, run_python: RunPython) -> None:
     assert run_python(code, OMP_NUM_THREADS=threads) == f"{threads} ok\n"
 
 
-@pytest.mark.parametrize("text", [None, "", "0", "-3", "many", "2,1", "100000000000000000000"])
+@pytest.mark.parametrize("text", ["", "0", "-3", "many", "2,1", "100000000000000000000"])
 def test_odd_omp_num_threads(text: str | None, run_python: RunPython) -> None:
     """What is no number of threads is no reason to fail."""
     code = WORK + "assert rnnfast.get_num_threads() >= 1; print(work())"

@@ -21,6 +21,7 @@ struct Block {
 
 // Never destroyed: buffers of static lifetime may outlive it.
 struct Pool {
+  Pool() { blocks.reserve(kMostBlocks); }  // a destructor adds to it and must not throw
   std::mutex mutex;
   std::vector<Block> blocks;
   size_t bytes = 0;
