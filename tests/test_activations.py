@@ -15,9 +15,7 @@ from conftest import RunPython
 from rnnfast import _core, functional
 
 # Units in the last place. What lies beyond 2 are ties: sigmoid where exp(-x) is near 2^24 (float32) or 2^53 (float64).
-# The scalar code has no fused multiply-add.
 LIMIT = {"float32": 2.2, "float64": 2.2}
-LIMIT_SCALAR = {"float32": 2.5, "float64": 2.7}
 ROWS = 2**16  # of one call
 
 
@@ -135,6 +133,6 @@ print(json.dumps([_core.isa(), {{n: t.worst_ulp(n, {dtype!r}) for n in t.ACTIVAT
     used, worst, problems = json.loads(run_python(code, RNNFAST_ISA=isa))
     assert used == isa
     print(isa, dtype, worst)
-    limit = (LIMIT_SCALAR if isa == "scalar" else LIMIT)[dtype]
+    limit = LIMIT[dtype]
     assert all(error["ulp"] <= limit for error in worst.values()), worst
     assert not problems

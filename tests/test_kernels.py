@@ -106,8 +106,6 @@ def check(case: Case, found: dict[str, Any], grad_floor: float = 0.0, slack: flo
         assert_close(found, truth, 1e-12, 1e-11, grad_floor)
         return
     assert found.keys() == truth.keys()
-    if _core.isa() == "scalar":
-        slack *= 2.5  # one accumulator and two roundings a term, where the peer sums vectors of fused ones
     for name, expected in truth.items():
         floor = grad_floor if name.startswith("grad") else 0.0
         limit = slack * max(2 * normwise_error(peer_of(case)[name], expected, floor), 8 * ULP)
@@ -161,7 +159,8 @@ def test_odd_sizes(cell: str, T: int, B: int, I: int, H: int, restore_sharing: N
     if case.has_c and H > 1 and number % 5 < 2:
         case = replace(case, proj=(H + 1) // 2)
     Sharing(*SHARINGS[number % len(SHARINGS)]).use()
-    check(case, results(functional, case, make(case)), grad_floor=0.1)
+    # The tensors of one unit hold so few numbers that the peer's error is small by chance now and then.
+    check(case, results(functional, case, make(case)), grad_floor=0.1, slack=2 if H == 1 else 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -161,4 +161,28 @@ inline bool overlap(const py::array& a, const py::array& b) {
   return a0 < b1 && b0 < a1;
 }
 
+inline Array2 view2(const py::array& a) {
+  return {const_cast<void*>(a.data()), a.strides(0) / a.itemsize(), a.ndim() > 1 ? a.strides(1) / a.itemsize() : 1};
+}
+
+inline int64_t positive(const char* name, int64_t value, int64_t least = 1) {
+  if (value < least)
+    throw py::value_error(std::string(name) + ": expected an integer >= " + std::to_string(least) + ", got " +
+                          std::to_string(value));
+  return value;
+}
+
+// While a call runs without the GIL, another Python thread must not enter the same object.
+class Busy {
+ public:
+  Busy(bool& flag, const char* what) : flag_(flag) {
+    if (flag) throw std::runtime_error(std::string(what) + ": another thread is inside this object");
+    flag = true;
+  }
+  ~Busy() { flag_ = false; }
+
+ private:
+  bool& flag_;
+};
+
 }  // namespace rnnfast::bindings

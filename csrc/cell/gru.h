@@ -28,7 +28,7 @@ struct Gru {
 
   RNNFAST_FN void backward(V* slot, V h_prev, V, V, V dh, V&, V& dh_prev) const {
     const V n = slot[0], r = slot[1], z = slot[2], q = slot[3], one = V(1);
-    const V dn = dh * (one - z) * (one - n * n);
+    const V dn = dh * (one - z) * one_minus_square(n);
     slot[0] = dn;
     slot[1] = dn * q * r * (one - r);
     slot[2] = dh * (h_prev - n) * z * (one - z);

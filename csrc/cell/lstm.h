@@ -30,10 +30,10 @@ struct Lstm {
   RNNFAST_FN void backward(V* slot, V, V c_prev, V c, V dh, V& dc, V& dh_prev) const {
     const V i = slot[0], f = slot[1], g = slot[2], o = slot[3], one = V(1);
     const V tanh_c = tanh(c);
-    dc = fma(dh * o, one - tanh_c * tanh_c, dc);
+    dc = fma(dh * o, one_minus_square(tanh_c), dc);
     slot[0] = dc * g * i * (one - i);
     slot[1] = dc * c_prev * f * (one - f);
-    slot[2] = dc * i * (one - g * g);
+    slot[2] = dc * i * one_minus_square(g);
     slot[3] = dh * tanh_c * o * (one - o);
     dc = dc * f;
     dh_prev = V(0);

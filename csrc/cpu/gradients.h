@@ -180,7 +180,7 @@ class WeightGradient {
       for (int64_t r = rows.begin; r < rows.end; ++r) {
         const V raw = load_lanes(rows.item.raw + r * item_.H + block * W, lanes);
         const T* gradient = rows.item.grad_raw + r * P;
-        for (int64_t p = 0; p < P; ++p) fma(V(gradient[p]), raw, V::load(sums + p * W)).store(sums + p * W);
+        for (int64_t p = 0; p < P; ++p) multiply_add(V(gradient[p]), raw, V::load(sums + p * W)).store(sums + p * W);
       }
     }
   }

@@ -20,8 +20,10 @@ constexpr int max_rows(int nv) {
   return nv == 1 ? 6 : free / nv > 8 ? 8 : free / nv;
 }
 
-// Partial sums over k for a tile of n accumulators.
+// Partial sums over k for a tile of n accumulators. Without vectors and fused multiply-adds it is the rounding errors that
+// ask for them: a vector of lanes is summed in pieces anyway by those whom the results are compared with.
 constexpr int partial_sums(int n) {
+  if (kVectorBytes == 0) return 8;
   return n >= 12 ? 1 : n >= 6 ? (kRegisters == 32 ? 2 : 1) : kRegisters == 32 ? 4 : 2;
 }
 
@@ -61,7 +63,7 @@ RNNFAST_FN void rank_one(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64
     for (int m = 0; m < MR; ++m) {
       const Vec<T> scalar(a[m][k]);
       RNNFAST_UNROLL
-        for (int v = 0; v < U * G; ++v) tile.acc[m][v] = fma(scalar, weight[v], tile.acc[m][v]);
+        for (int v = 0; v < U * G; ++v) tile.acc[m][v] = multiply_add(scalar, weight[v], tile.acc[m][v]);
     }
 }
 
@@ -113,21 +115,38 @@ RNNFAST_FN void accumulate_gates(Tile<T, MR, U, 1>& tile, const T* row0, const G
   }
 }
 
+template <class T, int MR, int U, int G>
+RNNFAST_FN void outer_row(Tile<T, MR, U, G>& tile, const T* row, const T* g, int64_t block_stride) {
+  Vec<T> gradient[U * G];
+  load_vectors<T, U, G>(gradient, g, block_stride);
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m) {
+      const Vec<T> scalar(row[m]);
+      RNNFAST_UNROLL
+        for (int v = 0; v < U * G; ++v) tile.acc[m][v] = multiply_add(scalar, gradient[v], tile.acc[m][v]);
+    }
+}
+
 // acc[m][u][v] += sum over rows of a[row][m] * g[row][u][v]; g's rows are `row_stride` apart, its blocks `block_stride`.
 template <class T, int MR, int U, int G>
 RNNFAST_FN void outer(Tile<T, MR, U, G>& tile, const T* const* a, int64_t column, int64_t rows, const T* g,
                       int64_t row_stride, int64_t block_stride) {
-  for (int64_t r = 0; r < rows; ++r, g += row_stride) {
-    Vec<T> gradient[U * G];
-    load_vectors<T, U, G>(gradient, g, block_stride);
-    const T* row = a[r] + column;
+  constexpr int S = kVectorBytes == 0 ? 8 : 1;
+  int64_t r = 0;
+  if constexpr (S > 1) {
+    Tile<T, MR, U, G> partial[S - 1];
     RNNFAST_UNROLL
-      for (int m = 0; m < MR; ++m) {
-        const Vec<T> scalar(row[m]);
-        RNNFAST_UNROLL
-          for (int v = 0; v < U * G; ++v) tile.acc[m][v] = fma(scalar, gradient[v], tile.acc[m][v]);
-      }
+      for (int s = 0; s < S - 1; ++s) partial[s].clear();
+    for (; r <= rows - S; r += S) {
+      outer_row(tile, a[r] + column, g + r * row_stride, block_stride);
+      RNNFAST_UNROLL
+        for (int s = 1; s < S; ++s)
+          outer_row(partial[s - 1], a[r + s] + column, g + (r + s) * row_stride, block_stride);
+    }
+    RNNFAST_UNROLL
+      for (int s = 0; s < S - 1; ++s) tile.add(partial[s]);
   }
+  for (; r < rows; ++r) outer_row(tile, a[r] + column, g + r * row_stride, block_stride);
 }
 
 // ---- tables over the tile sizes that only the run time knows ------------------------------------------------------

@@ -2,7 +2,7 @@
 //
 // Built on the compilers' vector extension, so that arithmetic, comparison and selection need no intrinsics; those that
 // remain (broadcast, fused multiply-add, partial load and store) are one small block for each instruction set.
-// Contraction is off in the build: a fused multiply-add is one where fma() is written.
+// Contraction is off in the build: a fused multiply-add is one where fma() or multiply_add() is written.
 #pragma once
 
 #include <stdint.h>
@@ -258,9 +258,22 @@ template <class T>
 RNNFAST_FN typename Vec<T>::Raw Vec<T>::broadcast(T s) {
   return s;
 }
-template <class T>
-RNNFAST_FN Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
-  return a * b + c;  // the baseline has no fused one, and the library's emulation is slow
+// The baseline has no fused one, and the library's emulation is slow. Exact but for the last rounding, or nearly so.
+RNNFAST_FN Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return Vec<float>::raw(float(double(a.v) * double(b.v) + double(c.v)));
+}
+RNNFAST_FN void split(double a, double& high, double& low) {
+  const double t = 134217729.0 * a;  // 2^27 + 1: 26 bits each
+  high = t - (t - a), low = a - high;
+}
+// Dekker's product (1971) and Knuth's sum; where they overflow, two roundings.
+RNNFAST_FN Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  double a1, a2, b1, b2;
+  split(a.v, a1, a2), split(b.v, b1, b2);
+  const double product = a.v * b.v, error = ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2;
+  const double sum = product + c.v, part = sum - product, lost = (product - (sum - part)) + (c.v - part);
+  const double exact = sum + (lost + error);
+  return Vec<double>::raw(exact == exact ? exact : sum);
 }
 template <class T>
 RNNFAST_FN Vec<T> Vec<T>::load(const T* p, int64_t n) {
@@ -272,6 +285,12 @@ RNNFAST_FN void Vec<T>::store(T* p, int64_t n) const {
 }
 
 #endif
+
+// What the long sums are made of: fused where that is an instruction.
+template <class T>
+RNNFAST_FN Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return kVectorBytes ? fma(a, b, c) : a * b + c;
+}
 
 template <class T>
 RNNFAST_FN Vec<T> round_magic(Vec<T> y, Vec<T> k) {
@@ -300,7 +319,10 @@ RNNFAST_FN Vec<T> clamp(Vec<T> x, Vec<T> low, Vec<T> high) {
         (typename Vec<T>::Raw)_mm256_max_pd((__m256d)low.v, _mm256_min_pd((__m256d)high.v, (__m256d)x.v)));
 #else
   x = select(x > high, high, x);
-  return select(x < low, low, x);
+  x = select(x < low, low, x);
+  // Or the compiler would compute what follows for a constant `high`, without flushing what the processor flushes.
+  __asm__("" : "+m"(x.v));
+  return x;
 #endif
 }
 
