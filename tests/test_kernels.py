@@ -33,7 +33,7 @@ from reference_cases import (
     results,
     valid_mask,
 )
-from rnnfast import _core, functional, reference
+from rnnfast import functional, reference
 
 CELLS = tuple(functional.CELLS)
 PARAMETERS = {name: tuple((p, 0.3) for p in info.parameters) for name, info in functional.CELLS.items()}

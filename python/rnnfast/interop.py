@@ -203,6 +203,14 @@ TORCH_CLASSES: dict[str, type[Module]] = {
 }
 
 
+def _import_torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError("PyTorch is not installed: pip install torch") from None
+    return torch
+
+
 def from_torch(module: Any) -> Any:
     """The rnnfast counterpart of a PyTorch module, with copies of the weights, in the same mode.
 
@@ -215,8 +223,10 @@ def from_torch(module: Any) -> Any:
         There is no counterpart, or the dtype is another.
     ValueError
         The module is not on the CPU, or has an option that rnnfast lacks.
+    ImportError
+        PyTorch is not installed.
     """
-    import torch
+    torch = _import_torch()
 
     kind = type(module)
     if kind is torch.nn.Sequential:
@@ -245,8 +255,10 @@ def to_torch(module: Module) -> Any:
     ------
     TypeError
         PyTorch has no such module.
+    ImportError
+        PyTorch is not installed.
     """
-    import torch
+    torch = _import_torch()
 
     kind = type(module)
     if isinstance(module, layers.Sequential) and kind is layers.Sequential:
@@ -274,8 +286,7 @@ def _arguments(own: type[Module], source: Any) -> dict[str, Any]:
 
 
 def _numpy_dtype(parameters: Sequence[Any]) -> np.dtype[Any]:
-    import torch
-
+    torch = _import_torch()
     known: dict[Any, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
     first = parameters[0].dtype
     for parameter in parameters:

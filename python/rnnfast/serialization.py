@@ -86,6 +86,13 @@ def save(path: str | os.PathLike[str], module: Module, *, optimizer: Any = None,
     write_file(path, header, arrays)
 
 
+def _path_of(path: Any) -> str:
+    try:
+        return os.fsdecode(os.fspath(path))
+    except TypeError:
+        raise TypeError(f"path: expected a path, got {type(path).__name__}") from None
+
+
 def load(path: str | os.PathLike[str], module: Module | None = None, *, optimizer: Any = None) -> Module:
     """Read a file that `save` wrote: a new module in training mode, or `module` filled. See `load_checkpoint`."""
     return load_checkpoint(path, module, optimizer=optimizer).module
@@ -116,7 +123,7 @@ def load_checkpoint(path: str | os.PathLike[str], module: Module | None = None, 
     OSError
         The file cannot be read.
     """
-    where = os.fspath(path)
+    where = _path_of(path)
     header, arrays = read_file(where)
     try:
         return _restore(header, arrays, module, optimizer)
@@ -320,7 +327,7 @@ def write_file(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: 
     size = int.from_bytes(data[:8], "little")
     if size > MAX_HEADER:
         raise ValueError(f"user: expected less than {MAX_HEADER} bytes beside the arrays, got {size}")
-    _replace(os.path.realpath(os.fspath(path)), data)  # of a link, the target is replaced
+    _replace(os.path.realpath(_path_of(path)), data)  # of a link, the target is replaced
 
 
 def _replace(path: str, data: bytes) -> None:

@@ -135,8 +135,12 @@ class Session:
         """Check and time one row. Contenders that fail or cannot run it are left out, and named in the outcome."""
         outcome = Outcome(row, floor=floor_seconds(row, row_steps(row), self.measurements.machine))
         self.tell("computing the truth")
-        self._truth.ask("truth", row=asdict(row), path=self._path)
-        errors = {}
+        try:
+            self._living_truth().ask("truth", row=asdict(row), path=self._path)
+        except ContenderError as problem:  # no memory for it, mostly
+            outcome.failures["the reference"] = str(problem)
+            return outcome
+        errors: dict[str, float] = {}
         for name in self.contenders:
             self.tell(f"checking {name}")
             error = self._prepare(name, outcome)
@@ -204,11 +208,18 @@ class Session:
     def _living(self, name: str) -> Contender:
         """The contender, started anew if it died in a row before."""
         if not self.contenders[name].alive:
-            self.contenders[name].close()
-            fresh = self._stack.enter_context(Contender(self.contenders[name].name, self.threads, self.device))
-            self.contenders[name] = fresh
-            fresh.open()
+            self.contenders[name] = self._anew(self.contenders[name])
+            self.contenders[name].open()
         return self.contenders[name]
+
+    def _living_truth(self) -> Contender:
+        if not self._truth.alive:
+            self._truth = self._anew(self._truth)
+        return self._truth
+
+    def _anew(self, dead: Contender) -> Contender:
+        dead.close()
+        return self._stack.enter_context(Contender(dead.name, self.threads, self.device))
 
     def _probe_own(self, what: str, **arguments: Any) -> Any:
         """A measurement by the engine itself, None where it is not a contender or cannot."""

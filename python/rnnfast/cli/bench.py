@@ -132,6 +132,9 @@ def run(plan: Plan, console: Console) -> int:
             console.print("[yellow]interrupted; what was measured so far:")
             status = _INTERRUPTED
     failed = _show(plan, outcomes, console)
+    if outcomes and not any(outcome.median(OWN) for outcome in outcomes) and not failed:
+        console.print("[red]rnnfast could run none of these rows")
+        failed = True
     return status or int(failed)
 
 
@@ -187,7 +190,8 @@ def _show(plan: Plan, outcomes: Sequence[Outcome], console: Console) -> bool:
 
 def _print_missing(console: Console, missing: dict[str, str]) -> None:
     for name, reason in missing.items():
-        hint = "" if name == OWN or name not in (*LIBRARIES, *VARIANTS) else f" ({how_to_install(name)})"
+        absent = "No module named" in reason and name != OWN and name in (*LIBRARIES, *VARIANTS)
+        hint = f" ({how_to_install(name)})" if absent else ""
         console.print(f"[red]cannot run {escape(name)}[/]: {escape(reason)}{escape(hint)}")
 
 

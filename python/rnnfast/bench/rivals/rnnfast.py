@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from . import Job, Setup, Unsupported, named_states
 def available(device: str) -> str | None:
     if device == "cpu":
         return None
+    if importlib.util.find_spec("rnnfast._cuda") is None:
+        return "device cuda: this version of rnnfast has no CUDA engine"
     try:
         import cupy
 
