@@ -44,7 +44,8 @@ PYBIND11_MODULE(_core, m) {
            py::arg("batch_first"), py::arg("training"), py::arg("lengths"), py::arg("reset"), py::arg("reset_h"),
            py::arg("reset_c"), py::arg("return_states"), py::arg("dropout"), py::arg("seed"), py::arg("call"),
            py::arg("output") = py::none(), py::arg("hn") = py::none(), py::arg("cn") = py::none(),
-           py::arg("packed") = py::none(), "(output, hn, cn, h_all, c_all, context)");
+           py::arg("packed") = py::none(), py::arg("lean") = false, py::arg("checkpoint_every") = 0,
+           "(output, hn, cn, h_all, c_all, context)");
 
   py::class_<StreamObject>(m, "Stream", "One step after another, with pinned weights and the state inside.")
       .def(py::init<const StackObject&, std::shared_ptr<PackedObject>, int64_t>(), py::arg("stack"), py::arg("packed"),

@@ -150,6 +150,11 @@ class ForwardCall {
     args_.dropout = config_.num_layers > 1 ? p : 0, args_.seed = seed, args_.call = call;
   }
 
+  void memory(bool lean, int64_t checkpoint_every) {
+    args_.checkpoint_every = positive("checkpoint_every", checkpoint_every, 0);
+    args_.lean = lean || checkpoint_every > 0;
+  }
+
   // The caller's memory where it is given, else fresh.
   void outputs(const py::object& output, const py::object& hn, const py::object& cn, bool return_states) {
     const int64_t P = config_.output_size(), H = config_.hidden_size, states = config_.states(), B = args_.batch;
@@ -246,12 +251,13 @@ py::tuple StackObject::forward(const py::object& x, const py::object& h0, const 
                                const py::object& reset, const py::object& reset_h, const py::object& reset_c,
                                bool return_states, double dropout, uint64_t seed, uint64_t call,
                                const py::object& output, const py::object& hn, const py::object& cn,
-                               const py::object& packed) const {
+                               const py::object& packed, bool lean, int64_t checkpoint_every) const {
   ForwardCall forward(*this, x, batch_first);
   forward.initial_states(h0, c0);
   forward.segments(reset, reset_h, reset_c);
   forward.lengths(lengths);
   forward.dropout(dropout, seed, call);
+  forward.memory(lean, checkpoint_every);
   forward.weights(weights, packed, training);
   forward.outputs(output, hn, cn, return_states);
   return forward.run(training);

@@ -51,7 +51,7 @@ class StackObject {
                     bool batch_first, bool training, const py::object& lengths, const py::object& reset,
                     const py::object& reset_h, const py::object& reset_c, bool return_states, double dropout,
                     uint64_t seed, uint64_t call, const py::object& output, const py::object& hn, const py::object& cn,
-                    const py::object& packed) const;
+                    const py::object& packed, bool lean, int64_t checkpoint_every) const;
 
   const PackedObject& matching(const py::object& packed) const;  // it, if it belongs to this configuration
   std::vector<LayerWeights> layer_weights(const py::sequence& weights, std::vector<py::object>* kept) const;

@@ -61,6 +61,10 @@ struct ForwardArgs {
   void *h_all = nullptr, *c_all = nullptr;  // [T, L * D, B, .] contiguous; null: unwanted
   double dropout = 0;
   uint64_t seed = 0, call = 0;
+  // Training: keep no gates, and c only before every few steps (at least `checkpoint_every`; 0: as the plan likes). The
+  // backward pass makes them again, to the same bits.
+  bool lean = false;
+  int64_t checkpoint_every = 0;
 };
 
 struct BackwardArgs {

@@ -43,8 +43,11 @@ template <class T>
 struct Item {
   Schedule schedule;
   bool reverse;
-  bool keep;      // training: slots and cells of every step stay in the reserve
-  int64_t chunk;  // steps whose input product is made at once
+  bool keep;  // slots and cells of more than one step are there at once: of all, or in lean mode of a segment
+  // Steps, as multiples of each other, counted from t = 0 whatever the direction:
+  int64_t gradient_steps;  // of one block of the gradient products
+  int64_t chunk;           // whose input product is made at once
+  int64_t segment;         // lean mode: whose slots are rebuilt at once; else 0
   int64_t I, H, P;
   bool projected;
 
@@ -63,10 +66,11 @@ struct Item {
 
   // Reserve or workspace
   T* slots;           // [blocks][slot_rows][slots][W]
-  int64_t slot_rows;  // all rows when kept, else those of one chunk
+  int64_t slot_rows;  // all rows when kept, else those of one chunk; in lean mode of a segment, and then one step's
   T* cells;           // [blocks][cell_rows][W]: c0, the reset rows, then (when kept) one for each row
   int64_t cell_rows, reset_rows;
-  T* raw;  // with projection, o * tanh(c): [rows or sequences][H]
+  T* raw;          // with projection, o * tanh(c): [rows or sequences][H]
+  T* checkpoints;  // lean mode, [segments][blocks][sequences][W]: c before each segment
 
   // Backward
   Sequence<const T> grad_out, grad_h_all, grad_c_all;
@@ -75,7 +79,7 @@ struct Item {
   Sequence<T> record_h;  // dL/dh_t
   T *carry_h, *carry_c;  // [blocks][sequences][W]: what reaches the previous step beside the recurrent product
   T *carry_reset_h, *carry_reset_c;  // likewise, collected for the reset state; null: not wanted
-  T* grad_raw;                       // with projection, dL/dh_t of every row: [rows][P]
+  T* grad_raw;  // with projection, dL/dh_t of the rows of one block of the gradient products: [rows][P]
 };
 
 // The weight gradients of one layer and direction, in the caller's layout (contiguous); null: not wanted.
@@ -117,14 +121,16 @@ struct Network {
   int64_t pack_count;
   uint8_t* scratch;  // [threads][scratch_bytes]
   int64_t scratch_bytes;
-  int64_t row_chunk;  // rows of one block of the weight-gradient products
+  int64_t row_chunk;  // the most rows of one product of the weight gradients
 
   DropoutKey* dropout;               // [layers - 1]; null: none
   Sequence<T>* dropped;              // [layers - 1] the masked outputs
   Sequence<T>* layer_output;         // [layers] all directions: width directions * P
   WeightGradients<T>* grad_weights;  // [layer][direction]
-  T* gradient_sums;                  // one direction's after the other's, reused by every layer (cpu/gradients.h)
+  T* gradient_sums;                  // [direction][slice][stride], reused by every layer (cpu/gradients.h)
   int64_t gradient_sums_stride;
+  int32_t*
+      input_turns;  // [slices][blocks of gradient_steps][threads]: which direction has written dx; null: one direction
   Sequence<T>* grad_input;  // [layers], data null: not wanted
   const int32_t* lengths;   // [batch] in the caller's order; null: all T
 };

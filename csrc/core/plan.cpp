@@ -18,6 +18,7 @@ constexpr int64_t kLeastRows = 4;               // a slice with fewer sequences 
 constexpr double kMostShared = 512 << 10;       // weights that each of several threads may stream for itself
 constexpr int64_t kChunkBytes = 384 << 10;      // pre-activations that stay in the second-level cache
 constexpr int64_t kChunkRows = 2048, kGradientRows = 128;
+constexpr int64_t kSegmentBytes = 2 << 20;  // gates that are rebuilt at once in lean mode
 
 struct Work {
   double flops, bytes;  // of one step, layer and direction
@@ -125,6 +126,24 @@ int64_t max_sequences(const Plan& plan) {
   return most;
 }
 
+int64_t round_down(int64_t n, int64_t unit) { return std::max(unit, n / unit * unit); }
+
+// The lengths of what is worked on at once, for the caches; in lean mode also for the memory.
+void choose_chunks(Plan& plan, const Config& config, const ForwardArgs& args, bool training) {
+  const int64_t size = config.dtype == Dtype::kFloat32 ? 4 : 8;
+  const int64_t groups = std::max<int64_t>(1, plan.threads / (plan.slices * config.num_directions));
+  const int64_t sequences = std::max<int64_t>(1, max_sequences(plan)), steps = std::max<int64_t>(1, args.steps);
+  const int64_t slots = config.hidden_size * kCells[config.cell].slots * size * sequences;  // bytes of a step's
+  plan.row_chunk = kGradientRows;
+  plan.gradient_steps = std::clamp<int64_t>(kGradientRows / sequences, 1, steps);
+  const int64_t most = std::min(steps, std::max<int64_t>(1, kChunkRows / sequences));
+  plan.chunk = round_down(std::min(kChunkBytes * groups / slots, most), plan.gradient_steps);
+  plan.segment = 0;
+  if (!training || !args.lean) return;
+  const int64_t wanted = args.checkpoint_every ? args.checkpoint_every : kSegmentBytes / slots;
+  plan.segment = round_down(std::min(wanted + plan.chunk - 1, steps + plan.chunk - 1), plan.chunk);
+}
+
 }  // namespace
 
 void set_split(const std::string& split) {
@@ -138,18 +157,12 @@ void choose_split() {
   set_split(text ? text : "");
 }
 
-std::shared_ptr<const Plan> make_plan(const Config& config, const ForwardArgs& args, bool, int lanes, int max_threads) {
+std::shared_ptr<const Plan> make_plan(const Config& config, const ForwardArgs& args, bool training, int lanes,
+                                      int max_threads) {
   auto plan = std::make_shared<Plan>();
   choose_split(*plan, config, args, lanes, max_threads);
   make_slices(*plan, args);
-  const int64_t size = config.dtype == Dtype::kFloat32 ? 4 : 8;
-  const int64_t groups = std::max<int64_t>(1, plan->threads / (plan->slices * config.num_directions));
-  const int64_t sequences = std::max<int64_t>(1, max_sequences(*plan));
-  const int64_t step_bytes = config.hidden_size * kCells[config.cell].slots * size * sequences / groups;
-  plan->chunk = std::clamp(kChunkBytes / std::max<int64_t>(1, step_bytes), int64_t{1},
-                           std::max<int64_t>(1, kChunkRows / sequences));
-  plan->chunk = std::max<int64_t>(1, std::min(plan->chunk, args.steps));
-  plan->row_chunk = kGradientRows;
+  choose_chunks(*plan, config, args, training);
   return plan;
 }
 

@@ -19,8 +19,10 @@ struct SlicePlan {
 
 struct Plan {
   int64_t threads, slices;
-  int64_t chunk;      // steps whose input product is made at once
-  int64_t row_chunk;  // rows of one block of the gradient products
+  // Steps: of one block of the gradient products, whose input product is made at once, whose gates are rebuilt at once
+  // (lean mode; else 0). Each is a multiple of the one before.
+  int64_t gradient_steps, chunk, segment;
+  int64_t row_chunk;  // the most rows of one product of the weight gradients
   std::vector<SlicePlan> slice;
   std::vector<int32_t> lengths;  // [B] in the caller's order; empty: all T
   std::string reason;            // why, in words (explain)

@@ -128,13 +128,21 @@ Sequence<U> states(const void* data, int64_t index, int64_t count, int64_t batch
   return {const_cast<T*>(static_cast<const T*>(data)) + index * batch * n, count * batch * n, n};
 }
 
+enum class Pass { kInference, kTraining, kBackward };
+
 // Builds the networks of one call. The reserve and the workspace are carved in the same order by the counting pass and
 // the real one, and the reserve again, identically, by the backward call.
 template <class T>
 class Builder {
  public:
-  Builder(const Config& config, const ForwardArgs& args, const Plan& plan, bool training)
-      : config_(config), args_(args), plan_(plan), training_(training), lanes_(engine<T>().lanes) {}
+  Builder(const Config& config, const ForwardArgs& args, const Plan& plan, Pass pass)
+      : config_(config),
+        args_(args),
+        plan_(plan),
+        pass_(pass),
+        training_(pass != Pass::kInference),
+        lean_(plan.segment > 0),
+        lanes_(engine<T>().lanes) {}
 
   // Items, layer sequences and dropout; memory from `reserve` (kept) and `workspace` (this call).
   void build(Carver& reserve, Carver& workspace) {
@@ -143,8 +151,7 @@ class Builder {
     sequences(training_ ? reserve : workspace);
     for (int64_t layer = 0; layer < config_.num_layers; ++layer)
       for (int64_t d = 0; d < config_.num_directions; ++d)
-        for (int64_t s = 0; s < plan_.slices; ++s)
-          items_.push_back(item(layer, d, s, zeros, training_ ? reserve : workspace));
+        for (int64_t s = 0; s < plan_.slices; ++s) items_.push_back(item(layer, d, s, zeros, reserve, workspace));
     scratch_ = workspace.take<uint8_t>(plan_.threads * scratch_bytes());
   }
 
@@ -212,14 +219,14 @@ class Builder {
             p >= 1};
   }
 
-  Item<T> item(int64_t layer, int64_t d, int64_t s, const T* zeros, Carver& memory) {
+  Item<T> item(int64_t layer, int64_t d, int64_t s, const T* zeros, Carver& reserve, Carver& workspace) {
     const Sizes z(config_, layer, lanes_);
     const int64_t index = layer * config_.num_directions + d, P = z.P;
     Item<T> item{};
     item.schedule = plan_.slice[s].schedule;
     item.reverse = d == 1;
-    item.keep = training_;
-    item.chunk = plan_.chunk;
+    item.keep = pass_ == Pass::kBackward || (training_ && !lean_);
+    item.gradient_steps = plan_.gradient_steps, item.chunk = plan_.chunk, item.segment = plan_.segment;
     item.I = z.I, item.H = z.H, item.P = P;
     item.projected = z.projected;
     item.x = layer_x_[layer];
@@ -232,16 +239,39 @@ class Builder {
     item.h_all = states<T>(args_.h_all, index, config_.states(), args_.batch, P);
     item.c_all = states<T>(args_.c_all, index, config_.states(), args_.batch, z.H);
     item.zeros = zeros;
-    const Schedule& schedule = item.schedule;
-    item.slot_rows = training_ ? schedule.rows : std::min(schedule.rows, plan_.chunk * schedule.sequences);
+    if (kCells[config_.cell].cell_state && args_.reset.data)
+      item.reset_rows = item.reset_c.data && item.reset_c.b_stride ? item.schedule.sequences : 1;
+    const int64_t sequences = item.schedule.sequences, rows = item.schedule.rows;
+    if (training_ && !lean_)
+      slots_and_cells(item, z, rows, 0, reserve);
+    else if (layer > 0)
+      share_memory(item, items_[d * plan_.slices + s]);
+    else if (pass_ == Pass::kBackward)
+      slots_and_cells(item, z, std::min(rows, plan_.segment * sequences), sequences, workspace);
+    else
+      slots_and_cells(item, z, std::min(rows, plan_.chunk * sequences), 0, workspace);
+    if (training_ && lean_ && kCells[config_.cell].cell_state)
+      item.checkpoints = reserve.take<T>((args_.steps + plan_.segment - 1) / plan_.segment * z.padded_h() * sequences);
+    return item;
+  }
+
+  // `rows` of them at once, and for slots some to spare.
+  void slots_and_cells(Item<T>& item, const Sizes& z, int64_t rows, int64_t spare, Carver& memory) {
+    const int64_t sequences = item.schedule.sequences;
+    item.slot_rows = rows + spare;
     item.slots = memory.take<T>(z.padded_h() * item.slot_rows * z.S);
     if (kCells[config_.cell].cell_state) {
-      item.reset_rows = !args_.reset.data ? 0 : item.reset_c.data && item.reset_c.b_stride ? schedule.sequences : 1;
-      item.cell_rows = schedule.sequences + item.reset_rows + (training_ ? schedule.rows : 0);
+      item.cell_rows = sequences + item.reset_rows + (item.keep ? rows : 0);
       item.cells = memory.take<T>(z.padded_h() * item.cell_rows);
     }
-    if (z.projected) item.raw = memory.take<T>((training_ ? schedule.rows : schedule.sequences) * z.H);
-    return item;
+    if (z.projected) item.raw = memory.take<T>((item.keep ? rows : sequences) * z.H);
+  }
+
+  // Memory that is used up when a layer is done serves the next one.
+  static void share_memory(Item<T>& item, const Item<T>& first) {
+    item.slots = first.slots, item.slot_rows = first.slot_rows;
+    item.cells = first.cells, item.cell_rows = first.cell_rows;
+    item.raw = first.raw;
   }
 
   int64_t scratch_bytes() const {
@@ -255,7 +285,8 @@ class Builder {
   const Config& config_;
   const ForwardArgs& args_;
   const Plan& plan_;
-  const bool training_;
+  const Pass pass_;
+  const bool training_, lean_;
   const int lanes_;
   std::vector<Item<T>> items_;
   std::vector<Sequence<T>> output_, dropped_;
@@ -268,7 +299,7 @@ template <class T>
 void run_forward(const Config& config, const ForwardArgs& args, const Plan& plan,
                  const std::vector<LayerWeights>* weights, const Packed* packed, Context* context) {
   const int lanes = engine<T>().lanes;
-  Builder<T> builder(config, args, plan, context != nullptr);
+  Builder<T> builder(config, args, plan, context ? Pass::kTraining : Pass::kInference);
   Carver count_reserve, count_workspace;
   builder.build(count_reserve, count_workspace);
   Buffer fresh(packed ? 0 : Packed::Layout::bytes<T>(config, lanes)), workspace(count_workspace.used());
@@ -293,7 +324,7 @@ class BackwardBuilder {
       : context_(context), config_(context.config), args_(args), plan_(*context.plan) {}
 
   void run() {
-    Builder<T> builder(config_, context_.args, plan_, true);
+    Builder<T> builder(config_, context_.args, plan_, Pass::kBackward);
     Carver count_reserve, count;
     builder.build(count_reserve, count);
     fill(builder, count);
@@ -305,6 +336,7 @@ class BackwardBuilder {
     net.grad_weights = grad_weights_.data();
     net.grad_input = grad_input_.data();
     net.gradient_sums = sums_, net.gradient_sums_stride = sums_stride_;
+    net.input_turns = turns_;
     engine<T>().backward(config_.cell, net);
   }
 
@@ -314,15 +346,22 @@ class BackwardBuilder {
     const int lanes = engine<T>().lanes;
     inputs(builder.width(), work);
     sums(work);
+    turns(work);
+    std::vector<PackedPointers<T>> forward_weights;
     for (int64_t i = 0; i < config_.states(); ++i) {
       const int64_t layer = i / config_.num_directions, d = i % config_.num_directions;
       const Sizes z(config_, layer, lanes);
       const PackedPointers<T> packed = carve_backward<T>(work, z, grad_input_[layer].data || layer > 0 || wants_x());
       add_jobs(jobs_, args_.weights[i], packed, z);
+      if (plan_.segment) {
+        forward_weights.push_back(carve_forward<T>(work, z));
+        add_jobs(jobs_, args_.weights[i], forward_weights.back(), z);
+      }
       for (int64_t s = 0; s < plan_.slices; ++s)
         item(builder.items()[i * plan_.slices + s], layer, d, i, z, packed, work);
       grad_weights_.push_back(weight_gradients(i));
     }
+    if (plan_.segment) builder.set_forward_weights(forward_weights);
   }
 
   bool wants_x() const { return args_.grad_x.data != nullptr; }
@@ -336,7 +375,7 @@ class BackwardBuilder {
                                        : grad_input_[layer - 2]);
   }
 
-  // As much as the largest layer needs, for each direction.
+  // As much as the largest layer needs, for each direction and slice.
   void sums(Carver& work) {
     sums_stride_ = 0;
     if (args_.grad_weights.empty()) return;
@@ -344,7 +383,15 @@ class BackwardBuilder {
       const Sizes z(config_, layer, engine<T>().lanes);
       sums_stride_ = std::max(sums_stride_, z.padded_h() * (z.G * (z.I + z.P) + z.S + (z.projected ? z.P : 0)));
     }
-    sums_ = work.take<T>(sums_stride_ * config_.num_directions);
+    sums_ = work.take<T>(sums_stride_ * config_.num_directions * plan_.slices);
+  }
+
+  void turns(Carver& work) {
+    if (config_.num_directions < 2) return;
+    const int64_t pieces = (context_.args.steps + plan_.gradient_steps - 1) / plan_.gradient_steps;
+    const int64_t count = pieces * plan_.slices * plan_.threads;
+    turns_ = work.take<int32_t>(count);
+    if (turns_) std::memset(turns_, 0, count * sizeof(int32_t));
   }
 
   void item(Item<T>& item, int64_t layer, int64_t d, int64_t index, const Sizes& z, const PackedPointers<T>& packed,
@@ -369,8 +416,8 @@ class BackwardBuilder {
     item.carry_h = carry(z.padded_p(), true), item.carry_c = carry(z.padded_h(), cells);
     item.carry_reset_h = carry(z.padded_p(), args_.grad_reset_h.data);
     item.carry_reset_c = carry(z.padded_h(), args_.grad_reset_c.data);
-    if (z.projected) item.grad_raw = work.take<T>(item.schedule.rows * z.P);
-    if (args_.retain) keep_slots(item, z, work);
+    if (z.projected) item.grad_raw = work.take<T>(plan_.gradient_steps * sequences * z.P);
+    if (args_.retain && !plan_.segment) keep_slots(item, z, work);
   }
 
   // The gate gradients overwrite the saved gates; when those must survive, a copy is used up instead.
@@ -397,6 +444,7 @@ class BackwardBuilder {
   std::vector<Sequence<T>> grad_input_;
   T* sums_ = nullptr;
   int64_t sums_stride_ = 0;
+  int32_t* turns_ = nullptr;
 };
 
 template <class T>

@@ -2,19 +2,14 @@
 //
 // At each step a thread finishes its blocks of dL/dh in a register tile (the recurrent product of the later step's gate
 // gradients), adds what else reaches h, and applies the cell's adjoint at once; gate gradients overwrite the saved gates.
-// One barrier a step (two with a projection). Weight and input gradients are products over all rows, in gradients.h.
+// One barrier a step (two with a projection). After every few steps the weight and input gradients take these steps' rows
+// in, while they are in cache (gradients.h). In lean mode there are slots for the steps of one segment only: before its
+// last step is run backward, they are made again (ForwardItem::rebuild).
 #pragma once
 
-#include "cpu/forward.h"
+#include "cpu/gradients.h"
 
 RNNFAST_BEGIN
-
-// The gradients of the gates as the left operand of a product.
-template <class Cell, class T>
-RNNFAST_FN GateOperand gate_operand(const Item<T>& item) {
-  constexpr int64_t W = Vec<T>::kLanes;
-  return {Cell::kSlots * W, item.slot_rows * Cell::kSlots * W, item.H / W, item.H % W, Cell::kGates};
-}
 
 template <class T, int MR, int U>
 void gates_tile(T* target, const T* row0, const GateOperand& operand, const T* w, int64_t w_stride) {
@@ -36,14 +31,17 @@ class BackwardItem {
   static constexpr int64_t kNone = -1;  // a step before the first or after the last
 
  public:
-  BackwardItem(const Item<T>& item, const Cell& cell, Member group, Scratch<T>& scratch)
-      : item_(item),
-        schedule_(item.schedule),
+  BackwardItem(const Network<T>& net, int64_t layer, int64_t direction, int64_t slice, const Cell& cell, Member group,
+               Scratch<T>& scratch)
+      : item_(items_of(net, layer, direction)[slice]),
+        schedule_(item_.schedule),
         cell_(cell),
         group_(group),
         scratch_(scratch),
-        blocks_(share(Blocks<T>::count(item.H), group.rank, group.size)),
-        out_blocks_(share(Blocks<T>::count(item.P), group.rank, group.size)) {}
+        blocks_(share(Blocks<T>::count(item_.H), group.rank, group.size)),
+        out_blocks_(share(Blocks<T>::count(item_.P), group.rank, group.size)),
+        weights_(net, layer, direction, slice, blocks_, scratch),
+        input_(net, layer, direction, slice, group, scratch) {}
 
   void run() {
     load(item_.grad_hn, item_.carry_h, item_.P, out_blocks_);
@@ -52,32 +50,55 @@ class BackwardItem {
       load(item_.grad_cn, item_.carry_c, item_.H, blocks_);
       clear(item_.carry_reset_c, blocks_);
     }
-    int64_t later = kNone;
-    for (int64_t s = schedule_.steps - 1; s >= 0; --s) {
-      const int64_t t = step_at(item_, s);
-      step(t, later);
-      later = t;
-    }
-    if (later != kNone) finish(later);
+    input_.zero_padding();
+    window_ = window_of(item_, 0, schedule_.steps);
+    for_pieces(item_, 0, schedule_.steps, item_.gradient_steps, true, [&](int64_t begin, int64_t end) {
+      if (item_.segment && (begin < window_.begin || end > window_.end || later_ == kNone)) enter_segment(begin);
+      for_steps(item_, begin, end, true, [&](int64_t t) { step(t, begin); });
+      const int64_t row = offset(schedule_, begin), count = offset(schedule_, end) - row;
+      const ChunkRows<T> rows{begin, row, row + count, row - window_.row0};
+      weights_.add(rows);
+      input_.run(rows);
+      if (item_.projected) group_.wait();  // the next steps overwrite grad_raw
+    });
+    weights_.finish();
+    if (later_ != kNone) finish();
     store(item_.carry_h, item_.grad_h0, item_.P, out_blocks_);
     store(item_.carry_reset_h, item_.grad_reset_h, item_.P, out_blocks_);
     if (Cell::kCellState) {
       store(item_.carry_c, item_.grad_c0, item_.H, blocks_);
       store(item_.carry_reset_c, item_.grad_reset_c, item_.H, blocks_);
     }
-    group_
-        .wait();  // the next item of this group uses other memory, but the products that follow read all gate gradients
+    group_.wait();  // the next item of this group may use the same memory
   }
 
  private:
-  // One step: `later` is the step whose gate gradients are ready (it follows t in the direction of the item).
-  void step(int64_t t, int64_t later) {
-    const int64_t rows = active(schedule_, t), from = later == kNone ? 0 : active(schedule_, later);
-    mark_cuts(later, from);
+  // The slots of the segment that t belongs to. The gate gradients of the later step are needed once more: they move.
+  void enter_segment(int64_t t) {
+    const int64_t begin = t / item_.segment * item_.segment, end = least(begin + item_.segment, schedule_.steps);
+    group_.wait();  // others may still read the gate gradients
+    const int64_t spare = item_.slot_rows - schedule_.sequences;
+    if (later_ != kNone)
+      for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
+        const T* from = slot_of<Cell>(item_, block, later_row_);
+        T* to = slot_of<Cell>(item_, block, spare);
+        for (int64_t n = 0; n < active(schedule_, later_) * S; ++n) V::load(from + n * W).store(to + n * W);
+      }
+    later_row_ = spare;
+    window_ = window_of(item_, begin, end);
+    ForwardItem<T, Cell>(item_, cell_, group_, scratch_).rebuild(window_);
+    group_.wait();
+  }
+
+  // One step. The gate gradients of `later_` are ready (it follows t in the direction of the item).
+  void step(int64_t t, int64_t chunk_begin) {
+    const int64_t rows = active(schedule_, t), from = later_ == kNone ? 0 : active(schedule_, later_);
+    mark_cuts(later_, from);
     for (int64_t i = 0; i < rows; ++i) scratch_.h_rows[i] = previous_h(item_, t, i);
     if (Cell::kCellState)
-      for (int64_t i = 0; i < rows; ++i) scratch_.c_rows[i] = previous_cell_row(item_, t, i);
-    grad_h(t, rows, later, from);
+      for (int64_t i = 0; i < rows; ++i) scratch_.c_rows[i] = previous_cell_row(item_, window_, t, i);
+    raw_row0_ = offset(schedule_, t) - offset(schedule_, chunk_begin);
+    grad_h(t, rows, from);
     if constexpr (Cell::kCellState)
       if (item_.projected) {
         group_.wait();
@@ -85,13 +106,15 @@ class BackwardItem {
       }
     end_cells(rows, from);
     group_.wait();
+    later_ = t;
+    later_row_ = kept_row(item_, window_, t, 0);
   }
 
   // What the first step's gate gradients send to the initial states.
-  void finish(int64_t later) {
-    const int64_t from = active(schedule_, later);
-    mark_cuts(later, from);
-    grad_h(kNone, 0, later, from);
+  void finish() {
+    const int64_t from = active(schedule_, later_);
+    mark_cuts(later_, from);
+    grad_h(kNone, 0, from);
     end_cells(0, from);
   }
 
@@ -100,12 +123,12 @@ class BackwardItem {
   }
 
   // dL/dh of every sequence that runs at t or ran at `later`, for this thread's blocks.
-  void grad_h(int64_t t, int64_t rows, int64_t later, int64_t from) {
+  void grad_h(int64_t t, int64_t rows, int64_t from) {
     const GateOperand operand = gate_operand<Cell>(item_);
     const int64_t w_stride = item_.H * Cell::kGates * W;
     if (from > 0)
       for_panels<1>(out_blocks_, from, [&]<int MR, int U>(int64_t row, int64_t block) {
-        const T* gates = slot_of<Cell>(item_, 0, offset(schedule_, later) + row) + Cell::kRecurrent * W;
+        const T* gates = slot_of<Cell>(item_, 0, later_row_ + row) + Cell::kRecurrent * W;
         gates_tile<T, MR, U>(scratch_.tile, gates, operand, item_.w_hh_rows + block * w_stride, w_stride);
         grad_h_tile(t, rows, from, row, MR, block, U);
       });
@@ -136,13 +159,13 @@ class BackwardItem {
     if (item_.grad_h_all.data) dh = dh + load_lanes(at(item_.grad_h_all, t, b) + block * W, lanes);
     if (item_.record_h.data) store_lanes(dh, at(item_.record_h, t, b) + block * W, lanes);
     if (item_.projected)
-      store_lanes(dh, item_.grad_raw + (offset(schedule_, t) + i) * item_.P + block * W, lanes);
+      store_lanes(dh, item_.grad_raw + (raw_row0_ + i) * item_.P + block * W, lanes);
     else
       adjoint(t, from, i, block, dh);
   }
 
   RNNFAST_FN void adjoint(int64_t t, int64_t from, int64_t i, int64_t block, V dh) {
-    T* slot = slot_of<Cell>(item_, block, offset(schedule_, t) + i);
+    T* slot = slot_of<Cell>(item_, block, kept_row(item_, window_, t, i));
     const int64_t lanes = Blocks<T>::lanes(item_.H, block);
     V s[S], h_prev, c_prev, c, dc, dh_prev;
     RNNFAST_UNROLL
@@ -151,7 +174,7 @@ class BackwardItem {
     if constexpr (Cell::kCellState) {
       const T* cells = item_.cells + block * item_.cell_rows * W;
       c_prev = V::load(cells + scratch_.c_rows[i] * W);
-      c = V::load(cells + cell_row(item_, t, i) * W);
+      c = V::load(cells + cell_row(item_, window_, t, i) * W);
       dc = carry(item_.carry_c, i, block);
       if (i < from && scratch_.cut[i]) divert(item_.carry_reset_c, i, block, dc);
       if (item_.grad_c_all.data)
@@ -167,7 +190,7 @@ class BackwardItem {
   // With a projection, d(o tanh c) = W_hr^T dh, then the adjoint.
   void project(int64_t t, int64_t rows, int64_t from) {
     const int64_t w_stride = item_.P * W;
-    const T* grads = item_.grad_raw + offset(schedule_, t) * item_.P;
+    const T* grads = item_.grad_raw + raw_row0_ * item_.P;
     for_panels<1>(blocks_, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
       const T* a[MR];
       for (int m = 0; m < MR; ++m) a[m] = grads + (row + m) * item_.P;
@@ -233,6 +256,11 @@ class BackwardItem {
   const Member group_;
   Scratch<T>& scratch_;
   const Range blocks_, out_blocks_;
+  WeightGradient<T, Gates<Cell>> weights_;
+  InputGradient<T, Gates<Cell>> input_;
+  Window window_{};
+  int64_t later_ = kNone, later_row_ = 0;  // the step before (in the order of this loop), and where its slots lie
+  int64_t raw_row0_ = 0;                   // where the step's rows lie in grad_raw
 };
 
 RNNFAST_END

@@ -4,8 +4,8 @@
 // A call is one parallel region: pack the weights if asked to, then layer by layer all items (directions x batch slices),
 // each run by its group of threads.
 #include "core/registry.h"
+#include "cpu/backward.h"
 #include "cpu/dropout.h"
-#include "cpu/gradients.h"
 #include "cpu/pack.h"
 
 RNNFAST_BEGIN
@@ -62,16 +62,6 @@ void forward_layers(const Network<T>& net, Member team, Barrier* barriers) {
 }
 
 template <class T, class Cell>
-void layer_gradients(const Network<T>& net, int64_t layer, Member team, Scratch<T>& scratch) {
-  LayerGradients<T, Cell>(net, layer, team, scratch).run();
-  team.wait();
-  if (layer == 0 || !net.dropout || !net.grad_input[layer].data) return;
-  mask_sequence(net.dropout[layer - 1], net.steps, net.batch, items_of(net, layer, 0)->I, net.grad_input[layer],
-                net.grad_input[layer], team);
-  team.wait();
-}
-
-template <class T, class Cell>
 void backward_layers(const Network<T>& net, Member team, Barrier* barriers) {
   const Cell cell(net.parameters);
   Scratch<T> scratch = scratch_of(net, team.rank);
@@ -80,9 +70,14 @@ void backward_layers(const Network<T>& net, Member team, Barrier* barriers) {
   for (int64_t layer = net.layers - 1; layer >= 0; --layer) {
     if (groups.mine >= 0)
       for (int64_t i = groups.mine; i < items; i += groups.groups)
-        BackwardItem<T, Cell>(net.items[layer * items + i], cell, groups.member, scratch).run();
+        BackwardItem<T, Cell>(net, layer, i / net.slices, i % net.slices, cell, groups.member, scratch).run();
     team.wait();
-    layer_gradients<T, Gates<Cell>>(net, layer, team, scratch);
+    finish_gradients<T, Gates<Cell>>(net, layer, team);
+    const Sequence<T>& grad_input = net.grad_input[layer];
+    if (layer > 0 && net.dropout && grad_input.data)
+      mask_sequence(net.dropout[layer - 1], net.steps, net.batch, items_of(net, layer, 0)->I, grad_input, grad_input,
+                    team);
+    team.wait();
   }
 }
 

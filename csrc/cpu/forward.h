@@ -19,6 +19,8 @@ struct Step {
   T* slots;                // of row 0 in block 0
   int64_t slot_stride;     // between blocks
   int64_t c_row;           // of row 0 in item.cells
+  T* raw;                  // with projection, of row 0
+  bool write_h;            // not when the slots are rebuilt: h is there
 };
 
 // What of a cell the products depend on: cells with one gate share their code.
@@ -102,10 +104,10 @@ void cell_tile(const Item<T>& item, const Cell& cell, const Step<T>& step, int64
           if (item.keep)
             RNNFAST_UNROLL
               for (int g = 0; g < S; ++g) s[g].store(slot + g * W);
-          const int64_t b = batch_index(item.schedule, i + m);
-          T* row = !item.projected ? at(item.out, step.t, b)
-                                   : item.raw + (item.keep ? offset(item.schedule, step.t) + i + m : i + m) * item.H;
-          store_lanes(h, row + (block + u) * W, lanes);
+          if (item.projected)
+            store_lanes(h, step.raw + (i + m) * item.H + (block + u) * W, lanes);
+          else if (step.write_h)
+            store_lanes(h, at(item.out, step.t, batch_index(item.schedule, i + m)) + (block + u) * W, lanes);
         }
     }
 }
@@ -188,17 +190,45 @@ class ForwardItem {
 
   void run() {
     load_cells();
-    for (int64_t s = 0; s < schedule_.steps; s += item_.chunk) {
-      const int64_t end = least(s + item_.chunk, schedule_.steps);
-      const int64_t low = item_.reverse ? schedule_.steps - end : s;
-      chunk_row_ = item_.keep ? 0 : offset(schedule_, low);
-      input_products(low, low + end - s);
-      for (int64_t k = s; k < end; ++k) step(step_at(item_, k));
-    }
+    window_ = {0, schedule_.steps, 0};
+    for_pieces(item_, 0, schedule_.steps, item_.chunk, false, [&](int64_t begin, int64_t end) {
+      if (item_.checkpoints && starts_segment(begin, end)) checkpoint(begin / item_.segment, true);
+      slots_row0_ = item_.keep ? 0 : offset(schedule_, begin);
+      input_products(begin, end);
+      for_steps(item_, begin, end, false, [&](int64_t t) { step(t); });
+    });
     store_final();
   }
 
+  // Lean mode: makes the slots, cells and raw rows of a segment again, from the inputs and from the h that the forward pass
+  // has left, with the same tiles and so to the same bits. A thread reads nothing that the others write: no barriers.
+  void rebuild(const Window& window) {
+    load_cells();
+    if (Cell::kCellState) checkpoint(window.begin / item_.segment, false);
+    window_ = window;
+    slots_row0_ = window.row0;
+    for_pieces(item_, window.begin, window.end, item_.chunk, false, [&](int64_t begin, int64_t end) {
+      input_products(begin, end);
+      for_steps(item_, begin, end, false, [&](int64_t t) { cells(t, false); });
+    });
+  }
+
  private:
+  bool starts_segment(int64_t begin, int64_t end) const {
+    return item_.reverse ? end % item_.segment == 0 || end == schedule_.steps : begin % item_.segment == 0;
+  }
+
+  // Every sequence's c, from `cells` to the checkpoint or back.
+  void checkpoint(int64_t segment, bool save) const {
+    const int64_t sequences = schedule_.sequences;
+    for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
+      T* kept = item_.checkpoints + (segment * Blocks<T>::count(item_.H) + block) * sequences * W;
+      T* cells = item_.cells + block * item_.cell_rows * W;
+      for (int64_t i = 0; i < sequences; ++i)
+        V::load((save ? cells : kept) + i * W).store((save ? kept : cells) + i * W);
+    }
+  }
+
   void load_cells() {
     if (!Cell::kCellState) return;
     for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
@@ -221,25 +251,13 @@ class ForwardItem {
         rows[offset(schedule_, t) - row0 + i] = at(item_.x, t, batch_index(schedule_, i));
     const int64_t count = offset(schedule_, end) - row0;
     for_panels<Cell::kGates>(blocks_, count, [&]<int MR, int U>(int64_t row, int64_t block) {
-      input_tile<Gates<Cell>, T, MR, U>(item_, rows + row, row0 - chunk_row_ + row, block);
+      input_tile<Gates<Cell>, T, MR, U>(item_, rows + row, row0 - slots_row0_ + row, block);
     });
   }
 
   void step(int64_t t) {
+    cells(t, true);
     const int64_t rows = active(schedule_, t);
-    for (int64_t i = 0; i < rows; ++i) scratch_.h_rows[i] = previous_h(item_, t, i);
-    if (Cell::kCellState)
-      for (int64_t i = 0; i < rows; ++i) scratch_.c_rows[i] = previous_cell_row(item_, t, i);
-    const Step<T> step{t,
-                       rows,
-                       scratch_.h_rows,
-                       scratch_.c_rows,
-                       slot_of<Cell>(item_, 0, offset(schedule_, t) - chunk_row_),
-                       item_.slot_rows * Cell::kSlots * W,
-                       cell_row(item_, t, 0)};
-    for_panels<Cell::kGates>(blocks_, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
-      cell_tile<Cell, T, MR, U>(item_, cell_, step, row, block);
-    });
     if constexpr (Cell::kCellState)
       if (item_.projected) {
         group_.wait();
@@ -249,10 +267,33 @@ class ForwardItem {
     group_.wait();
   }
 
+  // The tiles of one step.
+  void cells(int64_t t, bool write_h) {
+    const int64_t rows = active(schedule_, t);
+    for (int64_t i = 0; i < rows; ++i) scratch_.h_rows[i] = previous_h(item_, t, i);
+    if (Cell::kCellState)
+      for (int64_t i = 0; i < rows; ++i) scratch_.c_rows[i] = previous_cell_row(item_, window_, t, i);
+    const Step<T> step{t,
+                       rows,
+                       scratch_.h_rows,
+                       scratch_.c_rows,
+                       slot_of<Cell>(item_, 0, offset(schedule_, t) - slots_row0_),
+                       item_.slot_rows * Cell::kSlots * W,
+                       cell_row(item_, window_, t, 0),
+                       raw_row(t, 0),
+                       write_h};
+    for_panels<Cell::kGates>(blocks_, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
+      cell_tile<Cell, T, MR, U>(item_, cell_, step, row, block);
+    });
+  }
+
+  T* raw_row(int64_t t, int64_t i) const {
+    return item_.projected ? item_.raw + (item_.keep ? kept_row(item_, window_, t, i) : i) * item_.H : nullptr;
+  }
+
   // h = W_hr (o * tanh c)
   void project(int64_t t, int64_t rows) {
-    for (int64_t i = 0; i < rows; ++i)
-      scratch_.h_rows[i] = item_.raw + (item_.keep ? offset(schedule_, t) + i : i) * item_.H;
+    for (int64_t i = 0; i < rows; ++i) scratch_.h_rows[i] = raw_row(t, i);
     const int64_t w_stride = item_.H * W;
     for_panels<1>(out_blocks_, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
       rows_tile<T, MR, U>(scratch_.tile, scratch_.h_rows + row, item_.H, item_.w_hr + block * w_stride, w_stride);
@@ -273,7 +314,7 @@ class ForwardItem {
           copy_lanes(at(item_.out, t, b), at(item_.h_all, t, b), item_.P, block);
       if (item_.c_all.data)
         for (int64_t block = blocks_.begin; block < blocks_.end; ++block)
-          store_lanes(cell_vector(cell_row(item_, t, i), block), at(item_.c_all, t, b) + block * W,
+          store_lanes(cell_vector(cell_row(item_, window_, t, i), block), at(item_.c_all, t, b) + block * W,
                       Blocks<T>::lanes(item_.H, block));
     }
   }
@@ -298,7 +339,7 @@ class ForwardItem {
         }
       }
       for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
-        const int64_t row = end > 0 ? cell_row(item_, last, i) : i;
+        const int64_t row = end > 0 ? cell_row(item_, window_, last, i) : i;
         if (item_.cn.data)
           store_lanes(cell_vector(row, block), item_.cn.data + b * item_.cn.b_stride + block * W,
                       Blocks<T>::lanes(item_.H, block));
@@ -315,7 +356,8 @@ class ForwardItem {
   const Member group_;
   Scratch<T>& scratch_;
   const Range blocks_, out_blocks_;  // mine, of H and of P
-  int64_t chunk_row_ = 0;            // the packed row that lies first in `slots`
+  Window window_{};
+  int64_t slots_row0_ = 0;  // the packed row that lies first in `slots`
 };
 
 RNNFAST_END

@@ -63,17 +63,32 @@ RNNFAST_FN const T* previous_h(const Item<T>& item, int64_t t, int64_t i) {
   return at(item.out, item.reverse ? t + 1 : t - 1, b);
 }
 
-// Rows of `cells`: first c0 of every sequence, then the reset state (one row, or one a sequence), then, when kept, a row
-// for each step. Otherwise a sequence's c is replaced in place.
+// The steps [begin, end) whose rows lie in slots, cells and raw, the first of them at 0: all steps, or in lean mode those
+// of a segment.
+struct Window {
+  int64_t begin, end, row0;
+};
 template <class T>
-RNNFAST_FN int64_t cell_row(const Item<T>& item, int64_t t, int64_t i) {
-  return item.keep ? item.schedule.sequences + item.reset_rows + offset(item.schedule, t) + i : i;
+RNNFAST_FN Window window_of(const Item<T>& item, int64_t begin, int64_t end) {
+  return {begin, end, offset(item.schedule, begin)};
 }
 template <class T>
-RNNFAST_FN int64_t previous_cell_row(const Item<T>& item, int64_t t, int64_t i) {
+RNNFAST_FN int64_t kept_row(const Item<T>& item, const Window& window, int64_t t, int64_t i) {
+  return offset(item.schedule, t) - window.row0 + i;
+}
+
+// Rows of `cells`: first every sequence's c before the window (c0, or a checkpoint), then the reset state (one row, or one
+// a sequence), then, when kept, a row for each step. Otherwise a sequence's c is replaced in place.
+template <class T>
+RNNFAST_FN int64_t cell_row(const Item<T>& item, const Window& window, int64_t t, int64_t i) {
+  return item.keep ? item.schedule.sequences + item.reset_rows + kept_row(item, window, t, i) : i;
+}
+template <class T>
+RNNFAST_FN int64_t previous_cell_row(const Item<T>& item, const Window& window, int64_t t, int64_t i) {
   if (is_cut(item, t, i)) return item.schedule.sequences + (item.reset_rows > 1 ? i : 0);
-  if (is_first(item, t, i) || !item.keep) return i;
-  return cell_row(item, item.reverse ? t + 1 : t - 1, i);
+  const int64_t before = item.reverse ? t + 1 : t - 1;
+  if (is_first(item, t, i) || !item.keep || before < window.begin || before >= window.end) return i;
+  return cell_row(item, window, before, i);
 }
 
 // One thread's private memory, carved from the network's scratch.
@@ -103,10 +118,23 @@ struct Scratch {
   }
 };
 
-// The step before t in the direction of the item, and back.
-template <class T>
-RNNFAST_FN int64_t step_at(const Item<T>& item, int64_t s) {
-  return item.reverse ? item.schedule.steps - 1 - s : s;
+// Calls run(t) for the steps [begin, end) in the order of the item's forward pass, or against it.
+template <class T, class Run>
+RNNFAST_FN void for_steps(const Item<T>& item, int64_t begin, int64_t end, bool backward, Run&& run) {
+  if (item.reverse != backward)
+    for (int64_t t = end - 1; t >= begin; --t) run(t);
+  else
+    for (int64_t t = begin; t < end; ++t) run(t);
+}
+
+// The same for pieces of `size` steps, counted from t = 0: run(begin, end).
+template <class T, class Run>
+RNNFAST_FN void for_pieces(const Item<T>& item, int64_t begin, int64_t end, int64_t size, bool backward, Run&& run) {
+  const int64_t count = (end - begin + size - 1) / size;
+  for (int64_t n = 0; n < count; ++n) {
+    const int64_t start = begin + (item.reverse != backward ? count - 1 - n : n) * size;
+    run(start, least(start + size, end));
+  }
 }
 
 RNNFAST_END

@@ -47,6 +47,8 @@ class Stack:
         hn: Any = None,
         cn: Any = None,
         packed: Any = None,
+        lean: bool = False,
+        checkpoint_every: int = 0,
     ) -> tuple[NDArray[Any], NDArray[Any], Any, Any, Any, Context | None]:
         """(output, hn, cn, h_all, c_all, context)"""
 

@@ -144,6 +144,14 @@ def _count(name: str, value: Any) -> int:
     return int(value)
 
 
+def memory_mode(lean: Any, checkpoint_every: Any) -> tuple[bool, int]:
+    """(lean, checkpoint_every or 0) as `run_forward` takes them."""
+    if checkpoint_every is None:
+        return check_flag("lean", lean), 0
+    check_flag("lean", lean)
+    return True, _count("checkpoint_every", checkpoint_every)
+
+
 def _word(name: str, value: Any) -> int:
     """An integer in [0, 2**64)."""
     if type(value) is int and 0 <= value < 2**64:  # nothing more to ask of the usual case
@@ -281,7 +289,8 @@ def run_forward(layers: Any, *arguments: Any) -> tuple[Any, ...]:
 
     The arguments, all by position, are NumPy arrays or None: x, h0, c0, weights (a list, or what `pack_weights` made),
     batch_first, training, lengths, reset, reset_h, reset_c, return_states, dropout, seed, call; then, to be written
-    into, output, hn, cn; then what `pack_weights` made of the weights, where they come as a list.
+    into, output, hn, cn; then what `pack_weights` made of the weights, where they come as a list; then what
+    `memory_mode` gives.
     """
     global _kernel_calls
     results: tuple[Any, ...] = layers.forward(*arguments)
@@ -329,6 +338,8 @@ def forward(
     return_states: bool = False,
     seed: int = 0,
     call: int = 0,
+    lean: bool = False,
+    checkpoint_every: int | None = None,
     **parameters: float,
 ) -> tuple[Any, ...]:
     """Run a stack of recurrent layers over a sequence.
@@ -350,6 +361,11 @@ def forward(
         A new segment starts at t: the state before it is replaced by zero, or by `reset_state` [L·D, B or 1, P or H].
     return_states : bool
         Also return h of every layer and step, [T, L·D, B, P] (for the LSTM with c, [T, L·D, B, H]).
+    lean : bool
+        When training, keep no gates: the backward pass makes them again from `x` and `output`, to the same bits. The
+        context then holds at most T·B·H values of a layer and direction beside its output.
+    checkpoint_every : int, optional
+        Lean, and the state c is kept before every so many steps only (or a few more, where that costs nothing).
     parameters
         Those that `CELLS` names for the cell.
 
@@ -392,6 +408,8 @@ def forward(
         dropout if type(dropout) is float else check_number("dropout", dropout),
         _word("seed", seed),
         _word("call", call),
+        *(None, None, None, None),
+        *memory_mode(lean, checkpoint_every),
     )
     ctx = None
     if training:

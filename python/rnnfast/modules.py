@@ -110,6 +110,9 @@ class RecurrentLayer(Recurrent):
         reset: Any = None,
         reset_state: Any = None,
         return_states: bool = False,
+        *,
+        lean: bool = False,
+        checkpoint_every: int | None = None,
     ) -> tuple[Any, ...]:
         """Run over a batch of sequences, or over one without the batch axis.
 
@@ -128,6 +131,10 @@ class RecurrentLayer(Recurrent):
             As `hx`, a pair for the LSTM. A `Parameter` accumulates its gradient in `backward`.
         return_states : bool
             Return the states of every layer and step, too.
+        lean : bool
+            In training mode, keep no gates: `backward` makes them again, to the same bits, in a third more time or less.
+        checkpoint_every : int, optional
+            For very long sequences: lean, and the cell state is kept before every so many steps only.
 
         Returns
         -------
@@ -143,7 +150,8 @@ class RecurrentLayer(Recurrent):
         ValueError, TypeError
             An argument has the wrong rank, shape, range or dtype; the layer is as before.
         """
-        return self._call(x, hx, lengths, reset, reset_state, return_states, self.training)
+        memory = {"lean": lean, "checkpoint_every": checkpoint_every}
+        return self._call(x, hx, lengths, reset, reset_state, return_states, self.training, **memory)
 
     def infer(
         self,
@@ -158,7 +166,15 @@ class RecurrentLayer(Recurrent):
         return self._call(x, hx, lengths, reset, reset_state, return_states, training=False)
 
     def _call(
-        self, x: Any, hx: Any, lengths: Any, reset: Any, reset_state: Any, return_states: bool, training: bool
+        self,
+        x: Any,
+        hx: Any,
+        lengths: Any,
+        reset: Any,
+        reset_state: Any,
+        return_states: bool,
+        training: bool,
+        **memory: Any,
     ) -> tuple[Any, ...]:
         unbatched = getattr(x, "ndim", 3) == 2
         if unbatched:
@@ -182,6 +198,7 @@ class RecurrentLayer(Recurrent):
             return_states=return_states,
             seed=self.seed,
             call=self.call_count,
+            **memory,
             **self._cell_options(),
         )
         if training:
