@@ -452,6 +452,8 @@ def sequence_arguments(rng: Any, cell: str, dtype: str, runs: int) -> dict[str, 
         "reset": Argument(reset, {**FLAGS, **sized, "turned": lambda a, r: a.T}),
         "reset_state": state(states(rng, cell, dtype, runs, B), axes=(0, 2)),
         "return_states": Argument(False, FLAG),
+        "lean": Argument(False, FLAG),
+        "checkpoint_every": Argument(2, {name: defect for name, defect in SIZE.items() if name != "none"}),
     }
 
 

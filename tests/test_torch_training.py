@@ -68,3 +68,22 @@ def test_same_loss_curve_as_torch():
         torch.set_num_threads(threads)
     assert theirs[-1] < 0.4 * theirs[0]
     assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
+def test_memory_modes_give_the_same_gradients(cell: str, compiled: bool) -> None:
+    def gradients(**memory: Any) -> list[Any]:
+        torch.manual_seed(0)
+        layer = getattr(rt, cell)(3, 8, 2, bidirectional=True, dropout=0.3)
+        x = torch.randn(20, 4, 3, requires_grad=True)
+        call = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
+        output, _ = call(x, lengths=torch.tensor([20, 3, 0, 11]), **memory)
+        output.square().sum().backward()
+        return [output, x.grad, *(p.grad for p in layer.parameters())]
+
+    torch._dynamo.reset()
+    full = gradients()
+    for memory in ({"lean": True}, {"checkpoint_every": 6}):
+        for a, b in zip(gradients(**memory), full, strict=True):
+            assert torch.equal(a, b)

@@ -176,7 +176,7 @@ def operator_arguments(cell: str, requires_grad: bool = True, **options: Any) ->
     weights = [p.detach().requires_grad_(requires_grad) for p in layer.parameters()]
     extras = (torch.tensor([5, 3]), torch.rand(5, 2) < 0.3, torch.tensor(7) if options.get("dropout") else None)
     dropout = options.get("dropout", 0.0)
-    return (*tensors, *start, weights, *extras, cell, 2, False, False, dropout, True, False)
+    return (*tensors, *start, weights, *extras, cell, 2, False, False, dropout, True, False, 0, False)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -29,6 +29,8 @@ class Options(NamedTuple):
     batch_first: bool
     dropout: float  # 0 when not in training
     return_states: bool
+    lean: bool = False
+    checkpoint_every: int = 0  # 0: not asked for
 
 
 class Extras(NamedTuple):
@@ -198,6 +200,8 @@ def forward(
         _target(hn),
         _target(cn),
         ready.packed if training else None,
+        options.lean,
+        options.checkpoint_every,
     )
     return (output, hn, cn, _tensor(h_all), _tensor(c_all)), context
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ..functional import memory_mode
 from . import fallback, route
 from .kernels import NO_EXTRAS, Extras, Inputs, Options, WeightCache
 from .packed import pack, permute, unpack
@@ -39,6 +40,10 @@ class Layer(torch.nn.RNNBase):
         Gets its gradient.
     return_states : bool
         Also return the states of every layer and step, [T, L*D, B, P], for an LSTM a pair.
+    lean : bool
+        Keep no gates for the backward pass, which makes them again, to the same bits.
+    checkpoint_every : int, optional
+        For very long sequences: lean, and the cell state is kept before every so many steps only.
 
     With a PackedSequence, `reset` is [T, B], and its rows, like those of all states, are in the order of the batch
     before packing.
@@ -58,6 +63,8 @@ class Layer(torch.nn.RNNBase):
         reset: Any = None,
         reset_state: Any = None,
         return_states: bool = False,
+        lean: bool = False,
+        checkpoint_every: int | None = None,
     ) -> tuple[Any, ...]:
         packed = isinstance(input, PackedSequence)
         if not packed and input.dim() not in (2, 3):
@@ -65,7 +72,8 @@ class Layer(torch.nn.RNNBase):
         unbatched = not packed and input.dim() == 2
         h0, c0 = self._states("hx", hx, 2 if unbatched else 3)
         reset_h, reset_c = self._states("reset_state", reset_state, 2 if unbatched else 3)
-        options = self._options(self.batch_first and not packed and not unbatched, return_states)
+        batch_first = self.batch_first and not packed and not unbatched
+        options = self._options(batch_first, return_states, *memory_mode(lean, checkpoint_every))
         if packed:
             outputs = self._run_packed(options, input, (h0, c0, reset_h, reset_c), lengths, reset)
         elif unbatched:
@@ -146,9 +154,12 @@ class Layer(torch.nn.RNNBase):
     def _name(self) -> str:
         return self.mode.partition("_")[0]  # also of a subclass, or a parametrised module
 
-    def _options(self, batch_first: bool, return_states: bool) -> Options:
+    def _options(
+        self, batch_first: bool, return_states: bool, lean: bool = False, checkpoint_every: int = 0
+    ) -> Options:
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
-        return Options(CELLS[self.mode], self.num_layers, self.bidirectional, batch_first, dropout, return_states)
+        settings = CELLS[self.mode], self.num_layers, self.bidirectional, batch_first, dropout
+        return Options(*settings, return_states, lean, checkpoint_every)
 
     def _weights(self) -> list[Any]:
         """In torch's flat order; through the attributes where a parametrisation or a hook computes them."""

@@ -24,7 +24,11 @@ from .kernels import Extras, Inputs, Options
 
 _INPUTS = "Tensor x, Tensor? h0, Tensor? c0, Tensor? reset_h, Tensor? reset_c, Tensor[] weights"
 _EXTRAS = "Tensor? lengths, Tensor? reset, Tensor? seed"
-_OPTIONS = "str cell, int num_layers, bool bidirectional, bool batch_first, float dropout, bool return_states"
+_OPTIONS = (
+    "str cell, int num_layers, bool bidirectional, bool batch_first, float dropout, bool return_states, "
+    "bool lean, int checkpoint_every"
+)
+_WHERE = slice(9, 9 + len(Options._fields))  # the options among the arguments of either operator, without gradients
 _OUTPUTS = "Tensor output, Tensor hn, Tensor cn, Tensor h_all, Tensor c_all"
 _GRADS = "Tensor? grad_output, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_h_all, Tensor? grad_c_all"
 
@@ -61,7 +65,8 @@ def _present(options: Options, outputs: Sequence[Tensor | None]) -> list[Tensor 
 
 def _parse(arguments: Sequence[Any]) -> tuple[Inputs, Extras, Options, tuple[Any, ...]]:
     """Inputs, extras and options of an operator's arguments, and what comes after them."""
-    return Inputs(*arguments[:6]), Extras(*arguments[6:9]), Options(*arguments[9:15]), tuple(arguments[15:])
+    options = Options(*arguments[_WHERE])
+    return Inputs(*arguments[:6]), Extras(*arguments[6:9]), options, tuple(arguments[_WHERE.stop :])
 
 
 # ---- the kernels ----
