@@ -10,6 +10,8 @@
 
 RNNFAST_BEGIN
 
+constexpr int64_t kPanelsInCache = 1 << 20;  // weights of a thread that stay in its second-level cache
+
 // What one step needs, beside the item.
 template <class T>
 struct Step {
@@ -44,9 +46,33 @@ RNNFAST_FN T* slot_of(const Item<T>& item, int64_t block, int64_t row) {
   return item.slots + (block * item.slot_rows + row) * Cell::kSlots * Vec<T>::kLanes;
 }
 
+// Which lines of the panel after `block` the tile at `row` asks for: the tiles of this panel share them. Null where all
+// panels of a thread stay in the second-level cache anyway, or where there are too few tiles to hide them behind.
+template <class T, int MR, int U, int G>
+RNNFAST_FN Ahead<T> lines_ahead(const T* weights, int64_t stride, Range blocks, int64_t block, int64_t row,
+                                int64_t rows) {
+  constexpr int W = Vec<T>::kLanes, kMost = max_rows(U * G), kLines = U * G;
+  const int64_t tiles = (rows + kMost - 1) / kMost, tile = row * tiles / rows;
+  if (tiles < 2 || (blocks.end - blocks.begin) * stride * int64_t(sizeof(T)) < kPanelsInCache)
+    return {nullptr, nullptr};
+  const T* next = weights + (block + U < blocks.end ? block + U : blocks.begin) * stride;
+  const auto line = [&](int64_t n) { return n < kLines ? next + n / G * stride + n % G * W : nullptr; };
+  if (tiles >= kLines) return {line(tile), line(tile)};
+  return {line(2 * tile), line(2 * tile + 1)};
+}
+
+template <class T, int MR, int U, int G>
+RNNFAST_FN void product(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_t K, const T* w, int64_t w_stride,
+                        Ahead<T> ahead) {
+  if constexpr (looks_ahead(MR * U * G))
+    if (ahead.first)
+      return accumulate(tile, a, K, w, w_stride, ahead.second ? ahead : Ahead<T>{ahead.first, ahead.first});
+  accumulate(tile, a, K, w, w_stride);
+}
+
 // slots[0, kGates) = bias + W_ih x for MR rows of U blocks; slots that only the recurrent product feeds get their bias.
 template <class Cell, class T, int MR, int U>
-void input_tile(const Item<T>& item, const T* const* x_rows, int64_t row, int64_t block) {
+void input_tile(const Item<T>& item, const T* const* x_rows, int64_t row, int64_t block, Ahead<T> ahead) {
   using V = Vec<T>;
   constexpr int W = V::kLanes, G = Cell::kGates;
   Tile<T, MR, U, G> tile;
@@ -57,7 +83,7 @@ void input_tile(const Item<T>& item, const T* const* x_rows, int64_t row, int64_
   RNNFAST_UNROLL
     for (int m = 0; m < MR; ++m) load_vectors<T, U, G>(tile.acc[m], bias, Cell::kSlots * W);
   const int64_t w_stride = item.I * G * W;
-  accumulate(tile, a, item.I, item.w_ih + block * w_stride, w_stride);
+  product(tile, a, item.I, item.w_ih + block * w_stride, w_stride, ahead);
   RNNFAST_UNROLL
     for (int u = 0; u < U; ++u)
       RNNFAST_UNROLL
@@ -72,7 +98,7 @@ void input_tile(const Item<T>& item, const T* const* x_rows, int64_t row, int64_
 
 // The step itself for MR rows of U blocks: recurrent product, cell, c and h.
 template <class Cell, class T, int MR, int U>
-void cell_tile(const Item<T>& item, const Cell& cell, const Step<T>& step, int64_t i, int64_t block) {
+void cell_tile(const Item<T>& item, const Cell& cell, const Step<T>& step, int64_t i, int64_t block, Ahead<T> ahead) {
   using V = Vec<T>;
   constexpr int W = V::kLanes, G = Cell::kGates, R = Cell::kRecurrent, S = Cell::kSlots;
   Tile<T, MR, U, G> tile;
@@ -83,7 +109,7 @@ void cell_tile(const Item<T>& item, const Cell& cell, const Step<T>& step, int64
   RNNFAST_UNROLL
     for (int m = 0; m < MR; ++m) load_vectors<T, U, G>(tile.acc[m], slots + (m * S + R) * W, step.slot_stride);
   const int64_t w_stride = item.P * G * W;
-  accumulate(tile, a, item.P, item.w_hh + block * w_stride, w_stride);
+  product(tile, a, item.P, item.w_hh + block * w_stride, w_stride, ahead);
 
   RNNFAST_UNROLL
     for (int u = 0; u < U; ++u) {
@@ -251,7 +277,9 @@ class ForwardItem {
         rows[offset(schedule_, t) - row0 + i] = at(item_.x, t, batch_index(schedule_, i));
     const int64_t count = offset(schedule_, end) - row0;
     for_panels<Cell::kGates>(blocks_, count, [&]<int MR, int U>(int64_t row, int64_t block) {
-      input_tile<Gates<Cell>, T, MR, U>(item_, rows + row, row0 - slots_row0_ + row, block);
+      const auto ahead =
+          lines_ahead<T, MR, U, Cell::kGates>(item_.w_ih, item_.I * Cell::kGates * W, blocks_, block, row, count);
+      input_tile<Gates<Cell>, T, MR, U>(item_, rows + row, row0 - slots_row0_ + row, block, ahead);
     });
   }
 
@@ -283,7 +311,9 @@ class ForwardItem {
                        raw_row(t, 0),
                        write_h};
     for_panels<Cell::kGates>(blocks_, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
-      cell_tile<Cell, T, MR, U>(item_, cell_, step, row, block);
+      const auto ahead =
+          lines_ahead<T, MR, U, Cell::kGates>(item_.w_hh, item_.P * Cell::kGates * W, blocks_, block, row, rows);
+      cell_tile<Cell, T, MR, U>(item_, cell_, step, row, block, ahead);
     });
   }
 

@@ -67,6 +67,25 @@ RNNFAST_FN void rank_one(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64
     }
 }
 
+// Two lines for each k of the panel that comes next: asked for while this one is worked on, they are in the second-level
+// cache when it is their turn. The large tiles have load slots to spare for it; the small ones wait for the loads anyway.
+template <class T>
+struct Ahead {
+  const T *first, *second;  // of k = 0
+};
+constexpr bool looks_ahead(int accumulators) { return kVectorBytes && accumulators >= 12; }
+
+template <class T, int MR, int U, int G>
+RNNFAST_FN void accumulate(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_t K, const T* w, int64_t w_stride,
+                           Ahead<T> ahead) {
+  constexpr int W = Vec<T>::kLanes;
+  for (int64_t k = 0; k < K; ++k) {
+    __builtin_prefetch(ahead.first + k * (G * W), 0, 2);
+    __builtin_prefetch(ahead.second + k * (G * W), 0, 2);
+    rank_one(tile, a, k, w + k * (G * W), w_stride);
+  }
+}
+
 template <class T, int MR, int U, int G>
 RNNFAST_FN void accumulate(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_t K, const T* w, int64_t w_stride) {
   constexpr int W = Vec<T>::kLanes, S = partial_sums(MR * U * G);
