@@ -20,7 +20,7 @@ import rnnfast
 from rnnfast import _core
 
 # (split, threads): every way to share a call, with an even and an odd number of threads.
-SHARINGS = (("one", 1), ("batch", 2), ("batch", 3), ("hidden", 2), ("hidden", 3))
+SHARINGS = (("one", 1), ("batch", 2), ("batch", 3), ("hidden", 2), ("hidden", 3), ("alone", 3))
 FEW_SHARINGS = (("one", 1), ("batch", 3), ("hidden", 2))
 
 

@@ -154,6 +154,30 @@ def test_rows_do_not_depend_on_their_neighbours_values(cell: str, few_sharings: 
     np.testing.assert_array_equal(again["grad_x"][:, :4], first["grad_x"][:, :4])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("B", "I", "H"), [(1, 3, 97), (7, 17, 40), (13, 5, 200)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_sharing_the_hidden_units_changes_no_bit(
+    cell: str,
+    B: int,
+    I: int,  # noqa: E741
+    H: int,
+    dtype: str,
+    restore_sharing: None,
+) -> None:
+    """Nor does a thread that leaves the others behind, at whatever step."""
+    layers: dict[str, Any] = {"bidirectional": H == 40, "lengths": B == 13, "parameters": PARAMETERS[cell]}
+    case = Case(cell=cell, T=9, B=B, I=I, H=H, dtype=dtype, return_states=True, **layers)
+    arrays = make(case)
+    found = []
+    for sharing in (("one", 1), ("hidden", 2), ("hidden", 3), ("hidden", 5), ("alone", 2), ("alone", 3)):
+        Sharing(*sharing).use()
+        found.append({name: a.copy() for name, a in results(functional, case, arrays).items()})
+    for other in found[1:]:
+        for name, value in found[0].items():
+            np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_thread_count_changes_the_last_digits_at_most(cell: str, restore_sharing: None) -> None:
     """Sums over the batch are taken slice by slice, so another number of threads is another order of addition."""

@@ -104,7 +104,7 @@ void backward(Context& context, const BackwardArgs& args);
 
 int get_num_threads();
 void set_num_threads(int n);               // n >= 1
-void set_split(const std::string& split);  // "one", "batch", "hidden": for tests; "": the cost model (RNNFAST_SPLIT)
+void set_split(const std::string& split);  // see core/plan.cpp; "": the cost model (RNNFAST_SPLIT)
 void choose_split();                       // reads RNNFAST_SPLIT; std::invalid_argument when it is none of these
 std::string isa();                         // in use
 std::vector<std::string> possible_isas();  // compiled, and this CPU and operating system can run them; best first

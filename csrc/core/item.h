@@ -133,6 +133,8 @@ struct Network {
       input_turns;  // [slices][blocks of gradient_steps][threads]: which direction has written dx; null: one direction
   Sequence<T>* grad_input;  // [layers], data null: not wanted
   const int32_t* lengths;   // [batch] in the caller's order; null: all T
+  int64_t patience;         // nanoseconds of waiting after which a thread goes on alone (cpu/team.h)
+  int64_t* waited;          // out: how long a thread has waited for others, at most; null: not asked
 };
 
 // The kernels of one instruction set, for one element type.

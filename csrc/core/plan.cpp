@@ -18,6 +18,7 @@ constexpr int64_t kLeastRows = 4;               // a slice with fewer sequences 
 constexpr double kMostShared = 512 << 10;       // weights that each of several threads may stream for itself
 constexpr int64_t kChunkBytes = 384 << 10;      // pre-activations that stay in the second-level cache
 constexpr int64_t kChunkRows = 2048, kGradientRows = 128;
+constexpr int64_t kPatience = 2'000'000;    // nanoseconds; longer than a wait of threads that all have a core
 constexpr int64_t kSegmentBytes = 2 << 20;  // gates that are rebuilt at once in lean mode
 
 struct Work {
@@ -34,7 +35,8 @@ double step_time(Work work, int64_t threads) {
   return std::max(work.flops / kFlopsPerMicrosecond, work.bytes / kBytesPerMicrosecond) / threads;
 }
 
-// For experiments and tests: "one", "batch" or "hidden" instead of the model's choice; empty: the model's.
+// For experiments and tests: "one", "batch" or "hidden" instead of the model's choice; "alone": hidden, and a thread leaves
+// the others behind as soon as it can; empty: the model's choice.
 std::string& forced_split() {
   static std::string split;
   return split;
@@ -46,6 +48,8 @@ bool force_split(Plan& plan, const Config& config, const ForwardArgs& args, int6
   plan.threads = split == "one" ? 1 : max_threads;
   plan.slices = split == "batch" ? std::max<int64_t>(1, std::min(args.batch, max_threads / config.num_directions)) : 1;
   plan.reason = "RNNFAST_SPLIT=" + split;
+  plan.forced = true;
+  if (split == "alone") plan.patience = -1;
   return true;
 }
 
@@ -147,8 +151,9 @@ void choose_chunks(Plan& plan, const Config& config, const ForwardArgs& args, bo
 }  // namespace
 
 void set_split(const std::string& split) {
-  if (split != "" && split != "one" && split != "batch" && split != "hidden")
-    throw std::invalid_argument("split (RNNFAST_SPLIT): expected '', 'one', 'batch' or 'hidden', got '" + split + "'");
+  if (split != "" && split != "one" && split != "batch" && split != "hidden" && split != "alone")
+    throw std::invalid_argument("split (RNNFAST_SPLIT): expected '', 'one', 'batch', 'hidden' or 'alone', got '" +
+                                split + "'");
   forced_split() = split;
 }
 
@@ -160,6 +165,7 @@ void choose_split() {
 std::shared_ptr<const Plan> make_plan(const Config& config, const ForwardArgs& args, bool training, int lanes,
                                       int max_threads) {
   auto plan = std::make_shared<Plan>();
+  plan->patience = kPatience, plan->forced = false;
   choose_split(*plan, config, args, lanes, max_threads);
   make_slices(*plan, args);
   choose_chunks(*plan, config, args, training);

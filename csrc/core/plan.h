@@ -23,6 +23,8 @@ struct Plan {
   // (lean mode; else 0). Each is a multiple of the one before.
   int64_t gradient_steps, chunk, segment;
   int64_t row_chunk;  // the most rows of one product of the weight gradients
+  int64_t patience;   // nanoseconds of waiting after which a thread goes on alone; negative: at once (tests)
+  bool forced;        // by RNNFAST_SPLIT: then the machine's load changes nothing
   std::vector<SlicePlan> slice;
   std::vector<int32_t> lengths;  // [B] in the caller's order; empty: all T
   std::string reason;            // why, in words (explain)

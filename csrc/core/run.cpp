@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "core/api.h"
+#include "core/contention.h"
 #include "core/dispatch.h"
 #include "core/plan.h"
 #include "core/registry.h"
@@ -165,7 +166,8 @@ class Builder {
   Network<T> network(std::vector<PackJob<T>>& jobs) {
     Network<T> net{};
     net.layers = config_.num_layers, net.directions = config_.num_directions, net.slices = plan_.slices;
-    net.threads = plan_.threads;
+    net.threads = plan_.forced || !contention().present() ? plan_.threads : 1;
+    net.patience = plan_.patience;
     net.steps = args_.steps, net.batch = args_.batch;
     std::copy(config_.parameters, config_.parameters + 4, net.parameters);
     net.items = items_.data();
@@ -296,6 +298,16 @@ class Builder {
 };
 
 template <class T>
+void run_engine(void (*kernels)(int, const Network<T>&), int cell, Network<T> net) {
+  if (net.threads == 1) return kernels(cell, net);
+  int64_t waited = 0;
+  net.waited = &waited;
+  const int64_t start = monotonic_ns();
+  kernels(cell, net);
+  contention().report(waited, monotonic_ns() - start);
+}
+
+template <class T>
 void run_forward(const Config& config, const ForwardArgs& args, const Plan& plan,
                  const std::vector<LayerWeights>* weights, const Packed* packed, Context* context) {
   const int lanes = engine<T>().lanes;
@@ -313,7 +325,7 @@ void run_forward(const Config& config, const ForwardArgs& args, const Plan& plan
     for (size_t i = 0; i < pointers.size(); ++i)
       add_jobs(jobs, (*weights)[i], pointers[i], Sizes(config, i / config.num_directions, lanes));
   builder.set_forward_weights(pointers);
-  engine<T>().forward(config.cell, builder.network(jobs));
+  run_engine(engine<T>().forward, config.cell, builder.network(jobs));
 }
 
 // The pieces that only the backward pass needs, for all items.
@@ -337,7 +349,7 @@ class BackwardBuilder {
     net.grad_input = grad_input_.data();
     net.gradient_sums = sums_, net.gradient_sums_stride = sums_stride_;
     net.input_turns = turns_;
-    engine<T>().backward(config_.cell, net);
+    run_engine(engine<T>().backward, config_.cell, net);
   }
 
  private:

@@ -31,24 +31,22 @@ class BackwardItem {
   static constexpr int64_t kNone = -1;  // a step before the first or after the last
 
  public:
-  BackwardItem(const Network<T>& net, int64_t layer, int64_t direction, int64_t slice, const Cell& cell, Member group,
-               Scratch<T>& scratch)
+  BackwardItem(const Network<T>& net, int64_t layer, int64_t direction, int64_t slice, const Cell& cell,
+               const Worker& me, Scratch<T>& scratch)
       : item_(items_of(net, layer, direction)[slice]),
         schedule_(item_.schedule),
         cell_(cell),
-        group_(group),
+        me_(me),
         scratch_(scratch),
-        blocks_(share(Blocks<T>::count(item_.H), group.rank, group.size)),
-        out_blocks_(share(Blocks<T>::count(item_.P), group.rank, group.size)),
-        weights_(net, layer, direction, slice, blocks_, scratch),
-        input_(net, layer, direction, slice, group, scratch) {}
+        weights_(net, layer, direction, slice, me_, scratch),
+        input_(net, layer, direction, slice, me_, scratch) {}
 
   void run() {
-    load(item_.grad_hn, item_.carry_h, item_.P, out_blocks_);
-    clear(item_.carry_reset_h, out_blocks_);
+    load(item_.grad_hn, item_.carry_h, item_.P, me_.out_blocks);
+    clear(item_.carry_reset_h, me_.out_blocks);
     if (Cell::kCellState) {
-      load(item_.grad_cn, item_.carry_c, item_.H, blocks_);
-      clear(item_.carry_reset_c, blocks_);
+      load(item_.grad_cn, item_.carry_c, item_.H, me_.blocks);
+      clear(item_.carry_reset_c, me_.blocks);
     }
     input_.zero_padding();
     window_ = window_of(item_, 0, schedule_.steps);
@@ -59,35 +57,35 @@ class BackwardItem {
       const ChunkRows<T> rows{begin, row, row + count, row - window_.row0};
       weights_.add(rows);
       input_.run(rows);
-      if (item_.projected) group_.wait();  // the next steps overwrite grad_raw
+      if (item_.projected) me_.wait();  // the next steps overwrite grad_raw
     });
     weights_.finish();
     if (later_ != kNone) finish();
-    store(item_.carry_h, item_.grad_h0, item_.P, out_blocks_);
-    store(item_.carry_reset_h, item_.grad_reset_h, item_.P, out_blocks_);
+    store(item_.carry_h, item_.grad_h0, item_.P, me_.out_blocks);
+    store(item_.carry_reset_h, item_.grad_reset_h, item_.P, me_.out_blocks);
     if (Cell::kCellState) {
-      store(item_.carry_c, item_.grad_c0, item_.H, blocks_);
-      store(item_.carry_reset_c, item_.grad_reset_c, item_.H, blocks_);
+      store(item_.carry_c, item_.grad_c0, item_.H, me_.blocks);
+      store(item_.carry_reset_c, item_.grad_reset_c, item_.H, me_.blocks);
     }
-    group_.wait();  // the next item of this group may use the same memory
+    me_.wait();  // the next item of this group may use the same memory
   }
 
  private:
   // The slots of the segment that t belongs to. The gate gradients of the later step are needed once more: they move.
   void enter_segment(int64_t t) {
     const int64_t begin = t / item_.segment * item_.segment, end = least(begin + item_.segment, schedule_.steps);
-    group_.wait();  // others may still read the gate gradients
+    me_.wait();  // others may still read the gate gradients
     const int64_t spare = item_.slot_rows - schedule_.sequences;
     if (later_ != kNone)
-      for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
+      for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block) {
         const T* from = slot_of<Cell>(item_, block, later_row_);
         T* to = slot_of<Cell>(item_, block, spare);
         for (int64_t n = 0; n < active(schedule_, later_) * S; ++n) V::load(from + n * W).store(to + n * W);
       }
     later_row_ = spare;
     window_ = window_of(item_, begin, end);
-    ForwardItem<T, Cell>(item_, cell_, group_, scratch_).rebuild(window_);
-    group_.wait();
+    ForwardItem<T, Cell>(item_, cell_, me_, scratch_).rebuild(window_);
+    me_.wait();
   }
 
   // One step. The gate gradients of `later_` are ready (it follows t in the direction of the item).
@@ -101,11 +99,11 @@ class BackwardItem {
     grad_h(t, rows, from);
     if constexpr (Cell::kCellState)
       if (item_.projected) {
-        group_.wait();
+        me_.wait();
         project(t, rows, from);
       }
     end_cells(rows, from);
-    group_.wait();
+    me_.wait();
     later_ = t;
     later_row_ = kept_row(item_, window_, t, 0);
   }
@@ -127,12 +125,12 @@ class BackwardItem {
     const GateOperand operand = gate_operand<Cell>(item_);
     const int64_t w_stride = item_.H * Cell::kGates * W;
     if (from > 0)
-      for_panels<1>(out_blocks_, from, [&]<int MR, int U>(int64_t row, int64_t block) {
+      for_panels<1>(me_.out_blocks, from, [&]<int MR, int U>(int64_t row, int64_t block) {
         const T* gates = slot_of<Cell>(item_, 0, later_row_ + row) + Cell::kRecurrent * W;
         gates_tile<T, MR, U>(scratch_.tile, gates, operand, item_.w_hh_rows + block * w_stride, w_stride);
         grad_h_tile(t, rows, from, row, MR, block, U);
       });
-    for (int64_t block = out_blocks_.begin; block < out_blocks_.end; ++block)
+    for (int64_t block = me_.out_blocks.begin; block < me_.out_blocks.end; ++block)
       for (int64_t i = from; i < rows; ++i) receive(t, from, i, block, carry(item_.carry_h, i, block));
   }
 
@@ -191,7 +189,7 @@ class BackwardItem {
   void project(int64_t t, int64_t rows, int64_t from) {
     const int64_t w_stride = item_.P * W;
     const T* grads = item_.grad_raw + raw_row0_ * item_.P;
-    for_panels<1>(blocks_, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
+    for_panels<1>(me_.blocks, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
       const T* a[MR];
       for (int m = 0; m < MR; ++m) a[m] = grads + (row + m) * item_.P;
       rows_tile<T, MR, U>(scratch_.tile, a, item_.P, item_.w_hr_rows + block * w_stride, w_stride);
@@ -211,7 +209,7 @@ class BackwardItem {
     if (!Cell::kCellState) return;
     for (int64_t i = rows; i < from; ++i) {
       if (!scratch_.cut[i]) continue;
-      for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
+      for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block) {
         V dc = carry(item_.carry_c, i, block);
         divert(item_.carry_reset_c, i, block, dc);
         dc.store(carry_address(item_.carry_c, i, block));
@@ -253,9 +251,8 @@ class BackwardItem {
   const Item<T>& item_;
   const Schedule& schedule_;
   const Cell& cell_;
-  const Member group_;
+  Worker me_;
   Scratch<T>& scratch_;
-  const Range blocks_, out_blocks_;
   WeightGradient<T, Gates<Cell>> weights_;
   InputGradient<T, Gates<Cell>> input_;
   Window window_{};

@@ -16,12 +16,12 @@ struct Groups {
   int64_t mine;  // -1: this thread has none
   Member member;
 
-  Groups(Member team, int64_t items, Barrier* barriers) {
+  Groups(Member team, int64_t items, Barrier* barriers, bool may_leave) {
     groups = least(items, team.size);
     const int64_t size = team.size / groups;
     mine = team.rank / size;
     if (mine >= groups) mine = -1;
-    member = {team.rank % size, size, mine >= 0 ? barriers + mine : nullptr};
+    member = {team.rank % size, size, mine >= 0 ? barriers + mine : nullptr, team.waiting, may_leave};
   }
 };
 
@@ -42,16 +42,23 @@ void pack_all(const Network<T>& net, Member team) {
   if (net.pack_count) team.wait();
 }
 
+template <class T>
+Worker worker_of(const Item<T>& item, Member group) {
+  return Worker(group, Blocks<T>::count(item.H), Blocks<T>::count(item.P));
+}
+
 template <class T, class Cell>
 void forward_layers(const Network<T>& net, Member team, Barrier* barriers) {
   const Cell cell(net.parameters);
   Scratch<T> scratch = scratch_of(net, team.rank);
   const int64_t items = net.directions * net.slices;
-  const Groups groups(team, items, barriers);
+  const Groups groups(team, items, barriers, true);
   for (int64_t layer = 0; layer < net.layers; ++layer) {
     if (groups.mine >= 0)
       for (int64_t i = groups.mine; i < items; i += groups.groups)
-        ForwardItem<T, Cell>(net.items[layer * items + i], cell, groups.member, scratch).run();
+        ForwardItem<T, Cell>(net.items[layer * items + i], cell, worker_of(net.items[layer * items + i], groups.member),
+                             scratch)
+            .run();
     if (layer + 1 == net.layers) break;
     team.wait();
     if (!net.dropout) continue;
@@ -66,11 +73,13 @@ void backward_layers(const Network<T>& net, Member team, Barrier* barriers) {
   const Cell cell(net.parameters);
   Scratch<T> scratch = scratch_of(net, team.rank);
   const int64_t items = net.directions * net.slices;
-  const Groups groups(team, items, barriers);
+  const Groups groups(team, items, barriers, !net.input_turns);  // where two groups meet at dx, their sizes must agree
   for (int64_t layer = net.layers - 1; layer >= 0; --layer) {
     if (groups.mine >= 0)
       for (int64_t i = groups.mine; i < items; i += groups.groups)
-        BackwardItem<T, Cell>(net, layer, i / net.slices, i % net.slices, cell, groups.member, scratch).run();
+        BackwardItem<T, Cell>(net, layer, i / net.slices, i % net.slices, cell,
+                              worker_of(net.items[layer * items + i], groups.member), scratch)
+            .run();
     team.wait();
     finish_gradients<T, Gates<Cell>>(net, layer, team);
     const Sequence<T>& grad_input = net.grad_input[layer];
@@ -81,21 +90,30 @@ void backward_layers(const Network<T>& net, Member team, Barrier* barriers) {
   }
 }
 
-// Runs body(member, group barriers) on the network's threads; fewer if the runtime gives fewer.
+// Runs body(member, group barriers) on the network's threads; fewer if the runtime gives fewer. Tells how long a thread
+// waited for the others, at most.
 template <class T, class Body>
 void run_team(const Network<T>& net, Body body) {
   constexpr int kMostGroups = 64;
+  const int64_t start = now_ns();
   if (net.threads <= 1) {
+    Waiting waiting{start, 0, net.patience};
     Barrier barriers[2];
     const FlushDenormals flush;
-    return body(Member{0, 1, &barriers[0]}, &barriers[1]);
+    return body(Member{0, 1, &barriers[0], &waiting, false}, &barriers[1]);
   }
   Barrier team, groups[kMostGroups];
-#pragma omp parallel num_threads(static_cast<int>(least(net.threads, kMostGroups)))
+  int64_t longest = 0;
+#pragma omp parallel num_threads(static_cast<int>(least(net.threads, kMostGroups))) reduction(max : longest)
   {
     const FlushDenormals flush;
-    body(Member{omp_get_thread_num(), omp_get_num_threads(), &team}, groups);
+    Waiting waiting{start, 0, net.patience};
+    const Member member{omp_get_thread_num(), omp_get_num_threads(), &team, &waiting, false};
+    body(member, groups);
+    member.wait();
+    longest = waiting.waited;
   }
+  if (net.waited) *net.waited = longest;
 }
 
 // What follows is this file's own: it is compiled for float and for double in one namespace.

@@ -51,7 +51,7 @@ RNNFAST_FN T* slot_of(const Item<T>& item, int64_t block, int64_t row) {
 template <class T, int MR, int U, int G>
 RNNFAST_FN Ahead<T> lines_ahead(const T* weights, int64_t stride, Range blocks, int64_t block, int64_t row,
                                 int64_t rows) {
-  constexpr int W = Vec<T>::kLanes, kMost = max_rows(U * G), kLines = U * G;
+  constexpr int W = Vec<T>::kLanes, kMost = max_rows(G), kLines = U * G;
   const int64_t tiles = (rows + kMost - 1) / kMost, tile = row * tiles / rows;
   if (tiles < 2 || (blocks.end - blocks.begin) * stride * int64_t(sizeof(T)) < kPanelsInCache)
     return {nullptr, nullptr};
@@ -157,7 +157,7 @@ void rows_tile(T* target, const T* const* rows, int64_t K, const T* w, int64_t w
 // run.template operator()<MR, U>() for the run-time values; MR up to what U * G vectors leave room for.
 template <int U, int G, class Run>
 RNNFAST_FN void with_rows(int64_t rows, Run&& run) {
-  constexpr int kMost = max_rows(U * G);
+  constexpr int kMost = max_rows(G);
   switch (rows) {
 #define RNNFAST_CASE(n)                                        \
   case n:                                                      \
@@ -186,7 +186,7 @@ RNNFAST_FN void for_panels(Range range, int64_t rows, TileFunction&& tile) {
   for (int64_t block = range.begin; block < range.end;) {
     const int width = panel_width(range.end - block, panel_blocks<G>);
     const auto tiles = [&]<int U>() {
-      for_tiles(rows, max_rows(U * G), [&](int64_t row, int64_t count) {
+      for_tiles(rows, max_rows(G), [&](int64_t row, int64_t count) {
         with_rows<U, G>(count, [&]<int MR, int UU>() { tile.template operator()<MR, UU>(row, block); });
       });
     };
@@ -205,14 +205,8 @@ class ForwardItem {
   static constexpr int64_t W = V::kLanes;
 
  public:
-  ForwardItem(const Item<T>& item, const Cell& cell, Member group, Scratch<T>& scratch)
-      : item_(item),
-        schedule_(item.schedule),
-        cell_(cell),
-        group_(group),
-        scratch_(scratch),
-        blocks_(share(Blocks<T>::count(item.H), group.rank, group.size)),
-        out_blocks_(share(Blocks<T>::count(item.P), group.rank, group.size)) {}
+  ForwardItem(const Item<T>& item, const Cell& cell, const Worker& me, Scratch<T>& scratch)
+      : item_(item), schedule_(item.schedule), cell_(cell), me_(me), scratch_(scratch) {}
 
   void run() {
     load_cells();
@@ -247,7 +241,7 @@ class ForwardItem {
   // Every sequence's c, from `cells` to the checkpoint or back.
   void checkpoint(int64_t segment, bool save) const {
     const int64_t sequences = schedule_.sequences;
-    for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
+    for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block) {
       T* kept = item_.checkpoints + (segment * Blocks<T>::count(item_.H) + block) * sequences * W;
       T* cells = item_.cells + block * item_.cell_rows * W;
       for (int64_t i = 0; i < sequences; ++i)
@@ -257,7 +251,7 @@ class ForwardItem {
 
   void load_cells() {
     if (!Cell::kCellState) return;
-    for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
+    for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block) {
       T* cells = item_.cells + block * item_.cell_rows * W;
       const int64_t lanes = Blocks<T>::lanes(item_.H, block);
       const auto put = [&](const Rows<const T>& rows, int64_t b, int64_t row) {
@@ -276,9 +270,9 @@ class ForwardItem {
       for (int64_t i = 0; i < active(schedule_, t); ++i)
         rows[offset(schedule_, t) - row0 + i] = at(item_.x, t, batch_index(schedule_, i));
     const int64_t count = offset(schedule_, end) - row0;
-    for_panels<Cell::kGates>(blocks_, count, [&]<int MR, int U>(int64_t row, int64_t block) {
+    for_panels<Cell::kGates>(me_.blocks, count, [&]<int MR, int U>(int64_t row, int64_t block) {
       const auto ahead =
-          lines_ahead<T, MR, U, Cell::kGates>(item_.w_ih, item_.I * Cell::kGates * W, blocks_, block, row, count);
+          lines_ahead<T, MR, U, Cell::kGates>(item_.w_ih, item_.I * Cell::kGates * W, me_.blocks, block, row, count);
       input_tile<Gates<Cell>, T, MR, U>(item_, rows + row, row0 - slots_row0_ + row, block, ahead);
     });
   }
@@ -288,11 +282,11 @@ class ForwardItem {
     const int64_t rows = active(schedule_, t);
     if constexpr (Cell::kCellState)
       if (item_.projected) {
-        group_.wait();
+        me_.wait();
         project(t, rows);
       }
     if (item_.h_all.data || item_.c_all.data) export_states(t, rows);
-    group_.wait();
+    me_.wait();
   }
 
   // The tiles of one step.
@@ -310,9 +304,9 @@ class ForwardItem {
                        cell_row(item_, window_, t, 0),
                        raw_row(t, 0),
                        write_h};
-    for_panels<Cell::kGates>(blocks_, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
+    for_panels<Cell::kGates>(me_.blocks, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
       const auto ahead =
-          lines_ahead<T, MR, U, Cell::kGates>(item_.w_hh, item_.P * Cell::kGates * W, blocks_, block, row, rows);
+          lines_ahead<T, MR, U, Cell::kGates>(item_.w_hh, item_.P * Cell::kGates * W, me_.blocks, block, row, rows);
       cell_tile<Cell, T, MR, U>(item_, cell_, step, row, block, ahead);
     });
   }
@@ -325,7 +319,7 @@ class ForwardItem {
   void project(int64_t t, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i) scratch_.h_rows[i] = raw_row(t, i);
     const int64_t w_stride = item_.H * W;
-    for_panels<1>(out_blocks_, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
+    for_panels<1>(me_.out_blocks, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
       rows_tile<T, MR, U>(scratch_.tile, scratch_.h_rows + row, item_.H, item_.w_hr + block * w_stride, w_stride);
       for (int m = 0; m < MR; ++m)
         for (int u = 0; u < U; ++u)
@@ -340,10 +334,10 @@ class ForwardItem {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t b = batch_index(schedule_, i);
       if (item_.h_all.data)
-        for (int64_t block = out_blocks_.begin; block < out_blocks_.end; ++block)
+        for (int64_t block = me_.out_blocks.begin; block < me_.out_blocks.end; ++block)
           copy_lanes(at(item_.out, t, b), at(item_.h_all, t, b), item_.P, block);
       if (item_.c_all.data)
-        for (int64_t block = blocks_.begin; block < blocks_.end; ++block)
+        for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block)
           store_lanes(cell_vector(cell_row(item_, window_, t, i), block), at(item_.c_all, t, b) + block * W,
                       Blocks<T>::lanes(item_.H, block));
     }
@@ -361,14 +355,14 @@ class ForwardItem {
       const int64_t b = batch_index(schedule_, i), end = length(schedule_, i);
       const int64_t last = item_.reverse ? 0 : end - 1;
       const T* h = end > 0 ? at(item_.out, last, b) : initial_row(item_.h0, b, item_.zeros);
-      for (int64_t block = out_blocks_.begin; block < out_blocks_.end; ++block) {
+      for (int64_t block = me_.out_blocks.begin; block < me_.out_blocks.end; ++block) {
         if (item_.hn.data) copy_lanes(h, item_.hn.data + b * item_.hn.b_stride, item_.P, block);
         for (int64_t t = end; t < schedule_.steps; ++t) {
           copy_lanes(item_.zeros, at(item_.out, t, b), item_.P, block);
           if (item_.h_all.data) copy_lanes(item_.zeros, at(item_.h_all, t, b), item_.P, block);
         }
       }
-      for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
+      for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block) {
         const int64_t row = end > 0 ? cell_row(item_, window_, last, i) : i;
         if (item_.cn.data)
           store_lanes(cell_vector(row, block), item_.cn.data + b * item_.cn.b_stride + block * W,
@@ -383,9 +377,8 @@ class ForwardItem {
   const Item<T>& item_;
   const Schedule& schedule_;
   const Cell& cell_;
-  const Member group_;
+  Worker me_;
   Scratch<T>& scratch_;
-  const Range blocks_, out_blocks_;  // mine, of H and of P
   Window window_{};
   int64_t slots_row0_ = 0;  // the packed row that lies first in `slots`
 };

@@ -51,16 +51,16 @@ class WeightGradient {
   static constexpr int64_t W = V::kLanes;
   static constexpr int G = Cell::kGates, S = Cell::kSlots, R = Cell::kRecurrent;
   static constexpr int kWidth = panel_blocks<G>;
-  static constexpr int64_t kTileColumns = least(6, max_rows(kWidth* G));
+  static constexpr int64_t kTileColumns = least(6, max_rows(G));
 
  public:
-  WeightGradient(const Network<T>& net, int64_t layer, int64_t direction, int64_t slice, Range blocks,
+  WeightGradient(const Network<T>& net, int64_t layer, int64_t direction, int64_t slice, const Worker& me,
                  Scratch<T>& scratch)
       : item_(items_of(net, layer, direction)[slice]),
         wanted_(net.grad_weights[layer * net.directions + direction].w_ih),
         sums_(net.gradient_sums + (direction * net.slices + slice) * net.gradient_sums_stride, item_,
               static_cast<const Cell*>(nullptr)),
-        blocks_(blocks),
+        me_(me),
         most_rows_(net.row_chunk),
         scratch_(scratch) {}
 
@@ -68,7 +68,7 @@ class WeightGradient {
   void finish() {
     if (!wanted_ || !first_) return;
     const auto zero = [&](T* sums, int64_t vectors) {
-      for (int64_t n = blocks_.begin * vectors; n < blocks_.end * vectors; ++n) V(T(0)).store(sums + n * W);
+      for (int64_t n = me_.blocks.begin * vectors; n < me_.blocks.end * vectors; ++n) V(T(0)).store(sums + n * W);
     };
     zero(sums_.w_ih, item_.I * G), zero(sums_.w_hh, item_.P * G), zero(sums_.bias, S);
     if (item_.projected) zero(sums_.w_hr, item_.P);
@@ -93,8 +93,8 @@ class WeightGradient {
     for (int k = 0; k < 2; ++k) {
       const bool recurrent = k == 1;
       fill_rows(rows, recurrent);
-      for (int64_t block = blocks_.begin; block < blocks_.end;) {
-        const int width = panel_width(blocks_.end - block, kWidth);
+      for (int64_t block = me_.blocks.begin; block < me_.blocks.end;) {
+        const int width = panel_width(me_.blocks.end - block, kWidth);
         if constexpr (kWidth >= 4) {
           if (width == 4) matrix<4>(rows, block, recurrent);
           if (width == 2) matrix<2>(rows, block, recurrent);
@@ -103,7 +103,7 @@ class WeightGradient {
         block += width;
       }
     }
-    for (int64_t block = blocks_.begin; block < blocks_.end; ++block) {
+    for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block) {
       bias(rows, block);
       if (item_.projected) projection(rows, block, done);
     }
@@ -177,7 +177,7 @@ class WeightGradient {
   const Item<T>& item_;
   const bool wanted_;
   const GradientSums<T> sums_;
-  const Range blocks_;
+  const Worker& me_;
   const int64_t most_rows_;
   Scratch<T>& scratch_;
   bool first_ = true;
@@ -274,21 +274,21 @@ class InputGradient {
   static constexpr int64_t W = V::kLanes;
 
  public:
-  InputGradient(const Network<T>& net, int64_t layer, int64_t direction, int64_t slice, Member group,
+  InputGradient(const Network<T>& net, int64_t layer, int64_t direction, int64_t slice, const Worker& me,
                 Scratch<T>& scratch)
       : item_(items_of(net, layer, direction)[slice]),
         target_(net.grad_input[layer]),
-        group_(group),
+        me_(me),
         scratch_(scratch),
         first_direction_(direction == 0),
         busy_(static_cast<int32_t>(2 * layer + 1)) {
     const int64_t pieces = (item_.schedule.steps + item_.gradient_steps - 1) / item_.gradient_steps;
-    if (net.input_turns) turns_ = net.input_turns + (slice * group.size + group.rank) * pieces;
+    if (net.input_turns) turns_ = net.input_turns + (slice * me.size() + me.rank()) * pieces;
   }
 
   void run(const ChunkRows<T>& rows) {
     if (!target_.data) return;
-    const Range mine = share(rows.end - rows.begin, group_.rank, group_.size);
+    const Range mine = part(rows.end - rows.begin);
     if (mine.begin == mine.end) return;
     int32_t* const turn = turns_ ? turns_ + rows.t / item_.gradient_steps : nullptr;
     const bool add = turn && !is_first(turn);
@@ -300,7 +300,7 @@ class InputGradient {
   void zero_padding() const {
     if (!target_.data || !first_direction_) return;
     const Schedule& schedule = item_.schedule;
-    const Range mine = share(schedule.sequences, group_.rank, group_.size);
+    const Range mine = me_.part(schedule.sequences);
     for (int64_t i = mine.begin; i < mine.end; ++i)
       for (int64_t t = length(schedule, i); t < schedule.steps; ++t) {
         T* row = at(target_, t, batch_index(schedule, i));
@@ -309,6 +309,14 @@ class InputGradient {
   }
 
  private:
+  // My rows of n: so many that no tile is so small that it sums in another order, however many threads share them.
+  Range part(int64_t n) const {
+    constexpr int64_t kLeast = 6;
+    const Range all = me_.part(me_.size());
+    const int64_t parts = most(1, least(me_.size(), n / kLeast));
+    return {n * least(all.begin, parts) / parts, n * least(all.end, parts) / parts};
+  }
+
   // Claims the rows; false once the other direction has written them. Other layers have left other values.
   bool is_first(int32_t* turn) const {
     for (int32_t seen = __atomic_load_n(turn, __ATOMIC_ACQUIRE);;) {
@@ -354,7 +362,7 @@ class InputGradient {
 
   const Item<T>& item_;
   const Sequence<T> target_;
-  const Member group_;
+  const Worker& me_;
   Scratch<T>& scratch_;
   const bool first_direction_;
   const int32_t busy_;  // of a layer: one value for "being written", the next for "written"

@@ -14,15 +14,16 @@ RNNFAST_BEGIN
 
 #define RNNFAST_UNROLL _Pragma("GCC unroll 32")
 
-// Rows of the largest tile with NV vectors: as many as the registers allow, beside the weights and one broadcast.
-constexpr int max_rows(int nv) {
-  const int free = kRegisters == 32 ? 24 : 12;
-  return nv == 1 ? 6 : free / nv > 8 ? 8 : free / nv;
-}
+// Rows of the largest tile with panels of G gates: as many as the registers allow, beside the weights and one broadcast. A
+// panel of one gate may be 4, 2 or 1 blocks wide: the rows are those of the widest, so that a result does not depend on how
+// the blocks are shared between threads. For the same reason so are the partial sums.
+constexpr int vectors_wide(int gates) { return gates == 1 ? 4 : gates; }
+constexpr int max_rows(int gates) { return (kRegisters == 32 ? 24 : 12) / vectors_wide(gates); }
 
-// Partial sums over k for a tile of n accumulators. Without vectors and fused multiply-adds it is the rounding errors that
-// ask for them: a vector of lanes is summed in pieces anyway by those whom the results are compared with.
-constexpr int partial_sums(int n) {
+// Partial sums over k for a tile of MR rows. Without vectors and fused multiply-adds it is the rounding errors that ask for
+// them: a vector of lanes is summed in pieces anyway by those whom the results are compared with.
+constexpr int partial_sums(int rows, int gates) {
+  const int n = rows * vectors_wide(gates);
   if (kVectorBytes == 0) return 8;
   return n >= 12 ? 1 : n >= 6 ? (kRegisters == 32 ? 2 : 1) : kRegisters == 32 ? 4 : 2;
 }
@@ -88,7 +89,7 @@ RNNFAST_FN void accumulate(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int
 
 template <class T, int MR, int U, int G>
 RNNFAST_FN void accumulate(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_t K, const T* w, int64_t w_stride) {
-  constexpr int W = Vec<T>::kLanes, S = partial_sums(MR * U * G);
+  constexpr int W = Vec<T>::kLanes, S = partial_sums(MR, G);
   int64_t k = 0;
   if constexpr (S > 1) {
     Tile<T, MR, U, G> partial[S - 1];

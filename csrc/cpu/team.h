@@ -4,6 +4,7 @@
 #include <omp.h>
 #include <sched.h>
 #include <stdint.h>
+#include <time.h>
 
 #include "cpu/simd.h"
 #if defined(__SSE2__)
@@ -22,30 +23,70 @@ struct Range {
 // Part `index` of `parts` of [0, n), as even as possible.
 RNNFAST_FN Range share(int64_t n, int64_t index, int64_t parts) { return {n * index / parts, n * (index + 1) / parts}; }
 
+RNNFAST_FN int64_t now_ns() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * int64_t{1000000000} + t.tv_nsec;
+}
+
+// How long a thread has waited for others in this call, but for the shortest waits.
+struct Waiting {
+  int64_t start, waited = 0;
+  int64_t patience;  // nanoseconds, see Barrier::leave_behind
+
+  RNNFAST_FN bool in_vain() const { return waited >= patience && 2 * waited >= now_ns() - start; }
+};
+
 // Counts arrivals; the last one opens the next generation. Waiting spins a while, then yields: with more threads than
 // cores a spinning thread would otherwise keep the core from the one that it waits for.
+//
+// A thread that has waited for more than half of its time (another program has the others' cores, and each barrier lasts
+// until they get a turn) may leave them behind: from the barrier that it then arrives at, it does the work of all.
 struct Barrier {
   alignas(64) int32_t arrived = 0;
   alignas(64) uint32_t generation = 0;
+  alignas(64) int64_t alone = kNobody;  // generation from which it holds << 16 | rank
 
-  RNNFAST_FN void wait(int32_t members) {
-    if (members == 1) return;
+  // The same for who comes new: whoever went on alone at a barrier that all have passed.
+  RNNFAST_FN int64_t left() const { return left_by(int64_t{__atomic_load_n(&generation, __ATOMIC_ACQUIRE)} - 1); }
+
+  // Returns the rank of the member that goes on alone, or -1.
+  RNNFAST_FN int64_t wait(int32_t members, int64_t rank, Waiting& waiting, bool may_leave) {
     const uint32_t now = __atomic_load_n(&generation, __ATOMIC_ACQUIRE);
+    if (may_leave && waiting.waited >= waiting.patience && waiting.in_vain()) leave_behind(now, rank);
     if (__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == members) {
       __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);
       __atomic_store_n(&generation, now + 1, __ATOMIC_RELEASE);
-      return;
+    } else if (!spin(now, kShort)) {
+      const int64_t begin = now_ns();
+      if (!spin(now, kSpins))
+        while (__atomic_load_n(&generation, __ATOMIC_ACQUIRE) == now) sched_yield();
+      waiting.waited += now_ns() - begin;
     }
-    for (int spins = 0; __atomic_load_n(&generation, __ATOMIC_ACQUIRE) == now; ++spins) {
-      if (spins < kSpins)
-        pause();
-      else
-        sched_yield();
-    }
+    return may_leave ? left_by(now) : -1;
   }
 
  private:
-  static constexpr int kSpins = 4000;
+  static constexpr int64_t kNobody = -1;
+  static constexpr int kShort = 50, kSpins = 4000;
+
+  // Another may already be past the barrier before: it must not believe that this holds there.
+  void leave_behind(uint32_t now, int64_t rank) {
+    int64_t nobody = kNobody;
+    __atomic_compare_exchange_n(&alone, &nobody, int64_t{now} << 16 | rank, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+  }
+  RNNFAST_FN int64_t left_by(int64_t passed) const {
+    const int64_t who = __atomic_load_n(&alone, __ATOMIC_ACQUIRE);
+    return who == kNobody || (who >> 16) > passed ? -1 : who & 0xffff;
+  }
+
+  RNNFAST_FN bool spin(uint32_t now, int times) const {
+    for (int n = 0; n < times; ++n) {
+      if (__atomic_load_n(&generation, __ATOMIC_ACQUIRE) != now) return true;
+      pause();
+    }
+    return false;
+  }
   static RNNFAST_FN void pause() {
 #if defined(__SSE2__)
     _mm_pause();
@@ -59,7 +100,47 @@ struct Barrier {
 struct Member {
   int64_t rank, size;
   Barrier* barrier;
-  void wait() const { barrier->wait(static_cast<int32_t>(size)); }
+  Waiting* waiting;
+  bool may_leave;
+
+  // Returns the rank of the member that goes on alone, or -1.
+  RNNFAST_FN int64_t wait() const {
+    return size == 1 ? -1 : barrier->wait(static_cast<int32_t>(size), rank, *waiting, may_leave);
+  }
+};
+
+// A thread of the group that works on one item, and its part of it.
+class Worker {
+ public:
+  Worker(Member group, int64_t blocks, int64_t out_blocks) : group_(group), all_{blocks, out_blocks} {
+    if (group.size > 1 && group.may_leave) follow(group.barrier->left());
+    assign();
+  }
+
+  void wait() {
+    if (group_.size == 1 || !follow(group_.wait())) return;
+    assign();
+  }
+
+  // My part of n; all or nothing once a member has gone on alone.
+  RNNFAST_FN Range part(int64_t n) const { return idle_ ? Range{0, 0} : share(n, group_.rank, group_.size); }
+  RNNFAST_FN int64_t rank() const { return group_.rank; }
+  RNNFAST_FN int64_t size() const { return group_.size; }
+
+  Range blocks, out_blocks;  // mine, of H and of P
+
+ private:
+  bool follow(int64_t alone) {
+    if (alone < 0) return false;
+    idle_ = alone != group_.rank;
+    group_ = {0, 1, group_.barrier, group_.waiting, false};
+    return true;
+  }
+  void assign() { blocks = part(all_[0]), out_blocks = part(all_[1]); }
+
+  Member group_;
+  const int64_t all_[2];
+  bool idle_ = false;
 };
 
 // Denormals would slow a decaying state by a factor of a hundred. The mode is a thread's own and is put back.
