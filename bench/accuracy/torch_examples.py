@@ -1,0 +1,139 @@
+"""Accuracy of the examples that use rnnfast.torch: what others published, what ours reach, and in what time.
+
+    python bench/accuracy/torch_examples.py                      # the tasks
+    python bench/accuracy/torch_examples.py addition --seed 1    # one of them, as a line of JSON
+    python bench/accuracy/torch_examples.py addition --layer torch --threads 2
+
+`TASKS` maps a name to a function of a seed and of who computes the recurrent layers: "rnnfast" or "torch", that is
+torch.nn's layer, called with packed sequences where rnnfast's is called with lengths. Everything else is the same: the
+example's own data, model, loop and early stopping on validation data. The test part is looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+import click
+import harness
+import harness_torch
+from harness_torch import torch
+
+DATA = Path(os.environ.get("RNNFAST_DATA", "data"))
+
+
+# torch.nn's layers with rnnfast's lengths ----------------------------------------------------------------------------
+
+
+def packed(layer: type) -> type:
+    """A subclass of torch.nn's `layer` that takes `lengths=`, as those of rnnfast.torch do."""
+
+    class Packed(layer):
+        def forward(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
+            if lengths is None:
+                return super().forward(x, state)
+            pack = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+            output, state = super().forward(pack, state)
+            return torch.nn.utils.rnn.pad_packed_sequence(output, total_length=len(x))[0], state
+
+    return Packed
+
+
+LAYERS = {"lstm": packed(torch.nn.LSTM), "gru": packed(torch.nn.GRU), "rnn": packed(torch.nn.RNN)}
+
+
+@contextmanager
+def layers_of(layer: str) -> Iterator[None]:
+    """Let the examples build their models from rnnfast's layers or from torch's."""
+    before = dict(harness_torch.CELLS)
+    harness_torch.CELLS.update({"rnnfast": before, "torch": LAYERS}[layer])
+    try:
+        yield
+    finally:
+        harness_torch.CELLS.update(before)
+
+
+# The tasks -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """One figure of one example."""
+
+    script: str
+    task: str  # the script's subclass of harness.Task
+    metric: str  # the key of its result
+    unit: str
+    published: float | None
+    source: str  # who published it, or why nobody did
+    settings: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, seed: int = 0, layer: str = "rnnfast") -> dict[str, Any]:
+        module = importlib.import_module(self.script)
+        with layers_of(layer):
+            settings = module.Settings(**self.settings, seed=seed)
+            data = module.load(settings, {"data": None, **self.options})
+            run = harness.new_run(module.SCRIPT, settings, data)
+            harness.train(module.SCRIPT, run, getattr(module, self.task)(data), None, None, None)
+        ours, figures = run.test[self.metric], {key: round(value, 6) for key, value in run.test.items()}
+        result = {"metric": self.metric, "unit": self.unit, "published": self.published, "source": self.source}
+        result |= {"ours": ours, "figures": figures, "validation": run.best, "steps": run.step, "seconds": run.seconds}
+        return result | {"seed": seed, "layer": layer, "threads": torch.get_num_threads()}
+
+
+VERSES = DATA / "translation/kjv_rv1909_en_es.tsv.gz"
+
+TASKS = {
+    "translation of dates": Task(
+        "translation", "Translating", "exact", "share", None, "our own task: nobody's figure", {}
+    ),
+    "translation of verses": Task(
+        script="translation",
+        task="Translating",
+        metric="bleu",
+        unit="BLEU",
+        published=None,
+        source="our own split: nobody's figure",
+        settings={
+            "columns": "5,4",
+            "unit": "subwords",
+            "vocabulary": 2000,
+            "longest": 24,
+            "hidden": 256,
+            "dropout": 0.4,
+            "smoothing": 0.1,
+            "lr": 0.002,
+            "steps": 3000,
+            "evaluate": 200,
+        },
+        options={"data": VERSES},
+    ),
+}
+
+
+@click.command()
+@click.argument("name", required=False, type=click.Choice(list(TASKS)))
+@click.option("--seed", type=harness.SEED, default=0, show_default=True)
+@click.option("--layer", type=click.Choice(["rnnfast", "torch"]), default="rnnfast", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+def main(name: str | None, seed: int, layer: str, threads: int) -> None:
+    """Train one task and print its figures, or the names of all."""
+    if name is None:
+        click.echo("\n".join(TASKS))
+        return
+    torch.set_num_threads(threads)
+    click.echo(json.dumps({"task": name, **TASKS[name](seed, layer)}))
+
+
+if __name__ == "__main__":
+    main()
