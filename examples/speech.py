@@ -52,7 +52,7 @@ class Settings:
     cell: str = "lstm"
     hidden: int = 128
     layers: int = 2
-    dropout: float = 0.4
+    dropout: float = 0.3
     features: str = "logmel"
     stack: int = 2
     unit: str = "characters"
@@ -61,10 +61,10 @@ class Settings:
     speeds: int = 3
     mask: float = 0.15
     batch: int = 16
-    steps: int = 3000
+    steps: int = 6000
     lr: float = 0.003
     clip: float = 5.0
-    evaluate: int = 100
+    evaluate: int = 200
     patience: int = 15
     seed: int = 0
 

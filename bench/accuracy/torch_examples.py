@@ -91,9 +91,47 @@ class Task:
         return result | {"seed": seed, "layer": layer, "threads": torch.get_num_threads()}
 
 
+SPEAKERS = ("george", "jackson", "lucas", "nicolas")
+FSDD = {"data": [DATA / f"speech/fsdd_{speaker}.tar.gz" for speaker in SPEAKERS]}
+PUBLISHED_DIGITS = {  # BiLSTM 50, 39 MFCCs, Adam 2e-3, batches of 64, 15 epochs
+    "unit": "recordings",
+    "features": "mfcc",
+    "stack": 1,
+    "hidden": 50,
+    "layers": 1,
+    "dropout": 0.0,
+    "speeds": 1,
+    "mask": 0.0,
+    "lr": 0.002,
+    "batch": 64,
+    "steps": 375,
+    "evaluate": 25,
+    "patience": 50,
+}
+OUR_DIGITS = PUBLISHED_DIGITS | {"dropout": 0.3, "speeds": 3, "mask": 0.15, "steps": 1125, "evaluate": 75}
+PROMPTS = {"data": [DATA / "speech/asterisk_en_le2s.tar.gz"], "transcripts": DATA / "speech/core-sounds-en.txt"}
+
+
+def digits(source: str, settings: dict[str, Any], published: float | None = None) -> Task:
+    return Task("speech", "Recognising", "exact", "share of recordings", published, source, settings, FSDD)
+
+
 VERSES = DATA / "translation/kjv_rv1909_en_es.tsv.gz"
 
 TASKS = {
+    "digits, random split, published settings": digits("BiLSTM 50, six speakers", PUBLISHED_DIGITS, 0.973),
+    "digits, random split": digits("BiLSTM 50, six speakers", OUR_DIGITS, 0.973),
+    "digits, official split": digits("no figure for these four speakers", OUR_DIGITS | {"split": "official"}),
+    **{
+        f"digits, without {speaker}": digits("no figure for these four speakers", OUR_DIGITS | {"split": speaker})
+        for speaker in SPEAKERS
+    },
+    "prompts": Task(
+        "speech", "Recognising", "cer", "share of characters wrong", None, "our own split, one voice", {}, PROMPTS
+    ),
+    "addition": Task(
+        "addition", "Answering", "exact", "share of answers", 0.99, "Keras's addition_rnn: of characters, 55 epochs", {}
+    ),
     "translation of dates": Task(
         "translation", "Translating", "exact", "share", None, "our own task: nobody's figure", {}
     ),
