@@ -6,8 +6,8 @@
 
 A table (CSV: a header; a column of dates, if there is one, comes first; numbers) is split in order into training,
 validation and test rows and scaled by the training part's means and deviations. The network reads `context` rows and
-says, at once, how each series will differ from its last season in each of the next `horizon` rows: a value (point), some
-quantiles, or a mean and a deviation (gaussian). Two forecasts that cost nothing are printed beside it: the last value
+says, at once, of every series and each of the next `horizon` rows: a value (point), some quantiles, or a mean and a
+deviation (gaussian). Two forecasts that cost nothing are printed beside it: the last value
 repeated, and the last season (day, solar cycle) repeated. A forecast that does not beat them is worth nothing.
 
 Sizes in comments: N rows, S series, C context, F horizon, B windows of a batch, K numbers for each value, Q quantiles.
@@ -49,7 +49,7 @@ class Settings:
     lr: float = 0.003
     decay: float = 0.01
     clip: float = 1.0
-    evaluate: int = 100
+    evaluate: int = 50
     patience: int = 10
     seed: int = 0
 
@@ -173,8 +173,8 @@ def repeat_season(x: np.ndarray, info: dict[str, Any]) -> np.ndarray:
 class Forecaster(harness.Chain):
     """Recurrent layers, dropout, Linear: contexts x [C, B, S] to the numbers of a forecast [B, F, S, K].
 
-    The network sees each context around the mean of its last season, and what it says is added to that season, so
-    that it need not learn levels, which drift: untrained it is nearly the naive forecast.
+    The network sees each context around the mean of its last season, and speaks relative to that mean, so that it
+    need not learn levels, which drift. (Relative to the last season itself it would repeat that season's noise.)
     """
 
     def __init__(self, layers: rnnfast.Sequential, info: dict[str, Any], outputs: int) -> None:
@@ -186,7 +186,7 @@ class Forecaster(harness.Chain):
         level = x[-self.info["season"] :].mean(axis=0)  # [B, S]
         output, _ = recurrent(x - level)
         numbers = head(dropout(output[-1])).reshape(x.shape[1], self.info["horizon"], x.shape[2], self.outputs)
-        numbers[..., : self.outputs if self.outputs > 2 else 1] += repeat_season(x, self.info)[..., None]
+        numbers[..., : self.outputs if self.outputs > 2 else 1] += level[:, None, :, None]  # not to a deviation
         return numbers
 
     def backward(self, grad: np.ndarray) -> None:
