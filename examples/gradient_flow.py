@@ -1,8 +1,8 @@
 """Vanishing and exploding gradients, measured: which recurrent cells learn what happened long ago; NumPy and rnnfast.
 
     python gradient_flow.py --plot adding.png                             # the adding problem over 200 steps, all cells
-    python gradient_flow.py --task copy --length 20 --steps 6000 --plot copy.png
-    python gradient_flow.py --task copy --length 1000 --steps 300         # too long for any of them
+    python gradient_flow.py --task copy --length 20 --steps 16000 --evaluate 1000 --plot copy.png
+    python gradient_flow.py --task copy --length 1000 --steps 500        # too long for any of them
 
 The adding problem: numbers in [0, 1) go by, two of them marked; say their sum at the end. Who cannot remember says 1 and
 has a squared error of 1/6. Copy memory: ten symbols out of eight, `length` empty steps, then the ten are to be repeated;
@@ -36,7 +36,7 @@ from harness import Run, Step
 import rnnfast
 
 CELLS = ("rnn", "relu", "irnn", "lstm", "gru")
-RATES = (0.001, 0.004)
+RATES = (0.001, 0.01)
 INPUTS = {"adding": 2, "copy": 10}
 SYMBOLS, DIGITS = 10, 8  # of copy memory: empty, eight digits, "now"
 MEMORY = 10  # digits to be remembered
@@ -53,10 +53,10 @@ class Settings:
     rates: str = ",".join(map(str, RATES))
     gates: str = "chrono"
     parameters: int = 16_000
-    batch: int = 50
+    batch: int = 20
     clip: float = 1.0
-    steps: int = 2000
-    evaluate: int = 100
+    steps: int = 4000
+    evaluate: int = 200
     patience: int = 1000
     seed: int = 0
 
@@ -227,7 +227,7 @@ class Remembering(harness.Task):
         return Step(float(loss), norm, x.shape[1])
 
     def rate(self, run: Run, share: float) -> float:
-        return float(run.info["lr"])
+        return harness.half_cosine(run.info["lr"], share)
 
     def validate(self, run: Run) -> float:
         x, wanted = self.problem.valid
@@ -387,7 +387,7 @@ SCRIPT = harness.Example("gradient_flow", Settings, TINY, load, build, harness.C
     ("--task", click.Choice(list(INPUTS)), "The problem, generated."),
     ("--length", click.IntRange(2), "Steps of the adding problem; empty steps of copy memory."),
     ("--cell", str, "Cells to try."),
-    ("--rates", str, "Learning rates to try."),
+    ("--rates", str, "Learning rates to try, each the highest of half a cosine."),
     ("--gates", click.Choice(("chrono", "torch")), "How the gates of lstm and gru begin."),
     ("--parameters", click.IntRange(16), "Of the recurrent layer, about."),
     harness.BATCH,

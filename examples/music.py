@@ -250,16 +250,18 @@ class Composing(harness.Task):
         return nats_per_step(run.model, self.parts["test"])
 
     def example(self, run: Run) -> str:
-        return " | ".join(spell(step) for step in compose(run, 4, temperature=0.5, seed=0))
+        return " | ".join(spell(step) for step in compose(run, 4, 4, temperature=0.5, seed=0))
 
 
 # Composing -----------------------------------------------------------------------------------------------------------
 
 
-def compose(run: Run, length: int, temperature: float, seed: int) -> Piece:
+def compose(run: Run, length: int, voices: int, temperature: float, seed: int) -> Piece:
     """A piece [T, 88]: the model's own notes are its next input, a stream keeps the state in between.
 
-    The logits are divided by the temperature; 0 takes every key that is likelier to sound than not.
+    As many keys as there are voices are drawn one after another, without putting back, by their odds to the power of
+    1 / temperature (which is what Gumbel noise on the logits does); 0 takes the likeliest. Keys drawn independently, as
+    the model's likelihood has them, would be too many in one step and none in the next.
     """
     recurrent, _, head = run.model.layers
     random = np.random.default_rng(seed)
@@ -268,10 +270,9 @@ def compose(run: Run, length: int, temperature: float, seed: int) -> Piece:
     with recurrent.stream(batch_size=1) as stream:
         for t in range(length):
             logits = head(stream.step(step))[0].astype(np.float64)
-            if temperature == 0.0:
-                roll[t] = logits > 0.0
-            else:
-                roll[t] = random.random(KEYS) < 1.0 / (1.0 + np.exp(-np.clip(logits / temperature, -500.0, 500.0)))
+            if temperature > 0.0:
+                logits += temperature * random.gumbel(size=KEYS)
+            roll[t, np.argsort(-logits, kind="stable")[:voices]] = True
             step[0] = roll[t]
     return roll
 
@@ -355,8 +356,9 @@ SCRIPT = harness.Example("music", Settings, TINY, load, build, harness.ChainFile
 )
 @harness.run_options("the piano roll of what was composed")
 @click.option("--generate", type=click.IntRange(1), default=64, show_default=True, help="Steps to compose at the end.")
+@click.option("--voices", type=click.IntRange(1, KEYS), default=4, show_default=True, help="Keys of a step.")
 @click.option(
-    "--temperature", type=click.FloatRange(0.0, 1e9), default=0.6, show_default=True, help="0: the likeliest."
+    "--temperature", type=click.FloatRange(0.0, 1e9), default=0.5, show_default=True, help="0: the likeliest."
 )
 @click.option("--sample-seed", type=harness.SEED, default=0, show_default=True, help="Another piece.")
 @click.option("--midi", type=harness.FILE, help="Write what was composed as a MIDI file (needs mido).")
@@ -373,7 +375,7 @@ def main(**options: Any) -> None:
         console.print(describe(run, music), markup=False)
         harness.train_and_show(SCRIPT, run, Composing(music), console, options["minutes"], options["path"])
     run.model.eval()
-    roll = compose(run, options["generate"], options["temperature"], options["sample_seed"])
+    roll = compose(run, options["generate"], options["voices"], options["temperature"], options["sample_seed"])
     click.echo(" | ".join(spell(step) for step in roll[:8]))
     if options["midi"] is not None:
         write_midi(roll, options["midi"])
