@@ -42,6 +42,10 @@ class Failure(click.ClickException):
     """An error of the user's or of their data, told in one line; exit status 1."""
 
 
+class Diverged(Failure):
+    """The loss or its gradient is no number any more."""
+
+
 class Stopped(click.ClickException):
     """Ctrl-C."""
 
@@ -229,6 +233,10 @@ class Task:
     def validate(self, run: Run) -> float:
         raise NotImplementedError
 
+    def solved(self, run: Run) -> bool:
+        """Whether the last validation was so good that there is nothing left to learn."""
+        return False
+
     def test(self, run: Run) -> Any:
         """The figure or figures of the test part, as plain numbers; called once, with the best weights."""
         raise NotImplementedError
@@ -249,7 +257,7 @@ def train(
         step = task.learn(run, batch, task.rate(run, progress(run, minutes)))
         run.step, run.items = run.step + 1, run.items + step.items
         if not math.isfinite(step.loss + step.norm):
-            raise Failure(f"step {run.step}: the loss is {step.loss} and its gradient {step.norm}; try a lower --lr")
+            raise Diverged(f"step {run.step}: the loss is {step.loss} and its gradient {step.norm}; try a lower --lr")
         losses.append(step.loss)
         run.seconds = time.monotonic() - began
         share = progress(run, minutes)
@@ -257,7 +265,7 @@ def train(
             monitor.step(task, share, step)
         if share >= 1.0 or run.step % run.settings.evaluate == 0:
             evaluate(run, task, sum(losses) / len(losses), monitor)
-            if share >= 1.0 or run.misses >= run.settings.patience:
+            if share >= 1.0 or run.misses >= run.settings.patience or task.solved(run):
                 break
             losses.clear()
             save(example, run, path)
