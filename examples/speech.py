@@ -412,6 +412,7 @@ class Recognising(harness.Task):
     """Say what a recording says."""
 
     unit = "nats/symbol"
+    valid_unit = "% wrong"
     items = "steps"
 
     def __init__(self, speech: Speech, device: str = "cpu") -> None:
