@@ -41,7 +41,7 @@ class Settings:
     order: str = "backwards"
     batch: int = 32
     steps: int = 8635  # 55 times the 5,000 pairs
-    lr: float = 0.002
+    lr: float = 0.005
     clip: float = 1.0
     evaluate: int = 471  # three times the pairs
     patience: int = 10

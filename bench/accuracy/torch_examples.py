@@ -130,7 +130,7 @@ TASKS = {
         "speech", "Recognising", "cer", "share of characters wrong", None, "our own split, one voice", {}, PROMPTS
     ),
     "addition": Task(
-        "addition", "Answering", "exact", "share of answers", 0.99, "Keras's addition_rnn: of characters, 55 epochs", {}
+        "addition", "Answering", "characters", "share of characters", 0.99, "Keras's addition_rnn, 55 epochs", {}
     ),
     "translation of dates": Task(
         "translation", "Translating", "exact", "share", None, "our own task: nobody's figure", {}
