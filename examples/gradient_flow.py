@@ -142,11 +142,10 @@ def hidden_size(cell: str, inputs: int, parameters: int) -> int:
 def make_recurrent(cell: str, settings: Settings, hidden: int, device: str, seed: int) -> rnnfast.Module:
     inputs = INPUTS[settings.task]
     if cell in ("lstm", "gru"):
-        kind = rnnfast.LSTM if cell == "lstm" else rnnfast.GRU
-        layer = kind(inputs, hidden, device=device, seed=seed)
+        layer = harness.CELLS[cell](inputs, hidden, device=device, seed=seed)
         return chrono_(layer, cell, settings.length, seed) if settings.gates == "chrono" else layer
     nonlinearity = "tanh" if cell == "rnn" else "relu"
-    layer = rnnfast.RNN(inputs, hidden, nonlinearity=nonlinearity, device=device, seed=seed)
+    layer = harness.CELLS["rnn"](inputs, hidden, nonlinearity=nonlinearity, device=device, seed=seed)
     return rnnfast.init.irnn_(layer) if cell == "irnn" else layer
 
 
@@ -357,11 +356,8 @@ def plot_all(done: list[dict[str, Any]], settings: Settings, path: Any) -> None:
     axes = figure.subplots(2, 2)
     for i, cell in enumerate(settings.cell.split(",")):
         for panel, when in zip(axes[0], ("first", "last"), strict=True):
-            panel.semilogy(
-                np.maximum(best_of(done, cell, True).get(f"flow at {when}", [math.nan]), 1e-30),
-                color=f"C{i}",
-                label=cell,
-            )
+            norms = np.array(best_of(done, cell, True).get(f"flow at {when}", [math.nan]))
+            panel.semilogy(np.where(norms > 1e-30, norms, math.nan), color=f"C{i}", label=cell)
         for panel, clipped in zip(axes[1], (True, False), strict=True):
             steps, _, valid = zip(*best_of(done, cell, clipped)["curve"] or [(0, 0, math.nan)], strict=True)
             panel.semilogy(steps, valid, color=f"C{i}", label=cell)
