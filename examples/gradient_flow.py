@@ -82,10 +82,14 @@ def load(settings: Settings, options: dict[str, Any]) -> Problem:
     for cell in settings.cell.split(","):
         if cell not in CELLS:
             raise harness.Failure(f"--cell: expected some of {','.join(CELLS)}, got {cell!r}")
+    try:
+        first = trials(settings)[0]
+    except ValueError:
+        raise harness.Failure(f"--rates: expected numbers such as 0.001,0.01, got {settings.rates!r}") from None
     name = f"{settings.task}, {settings.length} steps"
     count = max(10, min(500, 100_000 // settings.length))
     valid, test = (draw(settings, count, [settings.seed, part]) for part in (0, 1))
-    return Problem(name, harness.digest_of(*valid), settings, trials(settings)[0], valid, test)
+    return Problem(name, harness.digest_of(*valid), settings, first, valid, test)
 
 
 def draw(settings: Settings, count: int, seed: list[int]) -> tuple[np.ndarray, np.ndarray]:
