@@ -35,7 +35,7 @@ def test_learns_and_writes_on(script, tmp_path, cell):
     written = "--prompt", "The quick", "--generate", 20, "--temperature", 0, "--plot", tmp_path / "curve.png"
     output = succeed(script, tmp_path / "fox.txt", *options, *written)
     assert float(re.search(r"^test perplexity (\S+)", output, re.MULTILINE)[1]) < 1.5
-    assert (FOX + FOX)[:80] in output
+    assert FOX in output
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
