@@ -76,7 +76,15 @@ def chorales(module: Any, settings: Any, data: Any) -> dict[str, Any]:
     return figures(run, run.test)
 
 
-CHUNG = {"dropout": 0.0, "noise": 0.075, "transpose": 0, "lr": 0.001, "steps": 12_000, "patience": 10}
+CHUNG = {
+    "dropout": 0.0,
+    "noise": 0.075,
+    "transpose": 0,
+    "lr": 0.001,
+    "schedule": "constant",
+    "steps": 12_000,
+    "patience": 10,
+}
 JSB = {"data": DATA / "music/jsb-chorales-quarter.json"}
 
 
