@@ -249,10 +249,9 @@ class Remembering(harness.Task):
 
     def flow(self, run: Run, count: int = 20) -> list[float]:
         """|dL/dh_t| of every step t, over some sequences of the validation part; no gradient is left behind."""
-        x, wanted = (
-            part[:, :count] if len(part) == len(self.problem.valid[0]) else part[:count] for part in self.problem.valid
-        )
-        _, grad = self.loss(run.model(np.ascontiguousarray(x)), np.ascontiguousarray(wanted))
+        x, wanted = self.problem.valid
+        x, wanted = x[:, :count].copy(), wanted[:count] if run.settings.task == "adding" else wanted[:, :count]
+        _, grad = self.loss(run.model(x), wanted)
         norms = rnnfast.gradient_flow(run.model.layers[0], run.model.grad_output(grad))[:, 0]
         run.model.zero_grad()
         return [float(norm) for norm in norms]
@@ -273,10 +272,11 @@ def run_trials(run: Run, problem: Problem, console: Any, options: dict[str, Any]
 
 def train_trial(run: Run, problem: Problem, console: Any, options: dict[str, Any]) -> None:
     what = ", ".join(f"{name} {value}" for name, value in run.info.items())
+    minutes = options["minutes"] and options["minutes"] / len(trials(run.settings))
     console.print(f"{what}: {run.model.layers[0]}, {harness.count_parameters(run.model):,} parameters", markup=False)
     try:
         with np.errstate(all="ignore"):
-            harness.train_and_show(SCRIPT, run, Remembering(problem), console, options["minutes"], options["path"])
+            harness.train_and_show(SCRIPT, run, Remembering(problem), console, minutes, options["path"])
     except harness.Diverged as error:
         console.print(error.message, markup=False)
         run.test, run.notes["diverged"] = guess(run.settings), run.step
