@@ -2,7 +2,7 @@
 
     python gradient_flow.py --plot adding.png                             # the adding problem over 200 steps, all cells
     python gradient_flow.py --task copy --length 20 --steps 16000 --evaluate 1000 --plot copy.png
-    python gradient_flow.py --task copy --length 1000 --steps 500        # too long for any of them
+    python gradient_flow.py --task copy --length 1000 --rates 0.01       # too long for any of them
 
 The adding problem: numbers in [0, 1) go by, two of them marked; say their sum at the end. Who cannot remember says 1 and
 has a squared error of 1/6. Copy memory: ten symbols out of eight, `length` empty steps, then the ten are to be repeated;

@@ -155,7 +155,7 @@ TASKS = {
     "copy, T = 20, GRU": copying("gru", 20, None, steps=16_000, evaluate=1000),
     "copy, T = 20, LSTM": copying("lstm", 20, None, steps=16_000, evaluate=1000),
     "copy, T = 20, tanh RNN": copying("rnn", 20, None, steps=16_000, evaluate=1000),
-    "copy, T = 1000, GRU": copying("gru", 1000, 0.0204, steps=500, evaluate=50),
-    "copy, T = 1000, LSTM": copying("lstm", 1000, 0.0204, steps=500, evaluate=50),
-    "copy, T = 1000, tanh RNN": copying("rnn", 1000, 0.0204, steps=500, evaluate=50),
+    "copy, T = 1000, GRU": copying("gru", 1000, 0.0204, steps=4000, evaluate=250, rates="0.01"),
+    "copy, T = 1000, LSTM": copying("lstm", 1000, 0.0204, steps=4000, evaluate=250, rates="0.01"),
+    "copy, T = 1000, tanh RNN": copying("rnn", 1000, 0.0204, steps=4000, evaluate=250, rates="0.01"),
 }
