@@ -2,7 +2,7 @@
 
     python gradient_flow.py --plot adding.png                             # the adding problem over 200 steps, all cells
     python gradient_flow.py --task copy --length 20 --steps 16000 --evaluate 1000 --plot copy.png
-    python gradient_flow.py --task copy --length 1000 --steps 500        # too long for any of them
+    python gradient_flow.py --task copy --length 1000 --rates 0.01       # too long for any of them
 
 The adding problem: numbers in [0, 1) go by, two of them marked; say their sum at the end. Who cannot remember says 1 and
 has a squared error of 1/6. Copy memory: ten symbols out of eight, `length` empty steps, then the ten are to be repeated;
@@ -82,10 +82,14 @@ def load(settings: Settings, options: dict[str, Any]) -> Problem:
     for cell in settings.cell.split(","):
         if cell not in CELLS:
             raise harness.Failure(f"--cell: expected some of {','.join(CELLS)}, got {cell!r}")
+    try:
+        first = trials(settings)[0]
+    except ValueError:
+        raise harness.Failure(f"--rates: expected numbers such as 0.001,0.01, got {settings.rates!r}") from None
     name = f"{settings.task}, {settings.length} steps"
     count = max(10, min(500, 100_000 // settings.length))
     valid, test = (draw(settings, count, [settings.seed, part]) for part in (0, 1))
-    return Problem(name, harness.digest_of(*valid), settings, trials(settings)[0], valid, test)
+    return Problem(name, harness.digest_of(*valid), settings, first, valid, test)
 
 
 def draw(settings: Settings, count: int, seed: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -142,11 +146,10 @@ def hidden_size(cell: str, inputs: int, parameters: int) -> int:
 def make_recurrent(cell: str, settings: Settings, hidden: int, device: str, seed: int) -> rnnfast.Module:
     inputs = INPUTS[settings.task]
     if cell in ("lstm", "gru"):
-        kind = rnnfast.LSTM if cell == "lstm" else rnnfast.GRU
-        layer = kind(inputs, hidden, device=device, seed=seed)
+        layer = harness.CELLS[cell](inputs, hidden, device=device, seed=seed)
         return chrono_(layer, cell, settings.length, seed) if settings.gates == "chrono" else layer
     nonlinearity = "tanh" if cell == "rnn" else "relu"
-    layer = rnnfast.RNN(inputs, hidden, nonlinearity=nonlinearity, device=device, seed=seed)
+    layer = harness.CELLS["rnn"](inputs, hidden, nonlinearity=nonlinearity, device=device, seed=seed)
     return rnnfast.init.irnn_(layer) if cell == "irnn" else layer
 
 
@@ -246,10 +249,9 @@ class Remembering(harness.Task):
 
     def flow(self, run: Run, count: int = 20) -> list[float]:
         """|dL/dh_t| of every step t, over some sequences of the validation part; no gradient is left behind."""
-        x, wanted = (
-            part[:, :count] if len(part) == len(self.problem.valid[0]) else part[:count] for part in self.problem.valid
-        )
-        _, grad = self.loss(run.model(np.ascontiguousarray(x)), np.ascontiguousarray(wanted))
+        x, wanted = self.problem.valid
+        x, wanted = x[:, :count].copy(), wanted[:count] if run.settings.task == "adding" else wanted[:, :count]
+        _, grad = self.loss(run.model(x), wanted)
         norms = rnnfast.gradient_flow(run.model.layers[0], run.model.grad_output(grad))[:, 0]
         run.model.zero_grad()
         return [float(norm) for norm in norms]
@@ -270,10 +272,11 @@ def run_trials(run: Run, problem: Problem, console: Any, options: dict[str, Any]
 
 def train_trial(run: Run, problem: Problem, console: Any, options: dict[str, Any]) -> None:
     what = ", ".join(f"{name} {value}" for name, value in run.info.items())
+    minutes = options["minutes"] and options["minutes"] / len(trials(run.settings))
     console.print(f"{what}: {run.model.layers[0]}, {harness.count_parameters(run.model):,} parameters", markup=False)
     try:
         with np.errstate(all="ignore"):
-            harness.train_and_show(SCRIPT, run, Remembering(problem), console, options["minutes"], options["path"])
+            harness.train_and_show(SCRIPT, run, Remembering(problem), console, minutes, options["path"])
     except harness.Diverged as error:
         console.print(error.message, markup=False)
         run.test, run.notes["diverged"] = guess(run.settings), run.step
@@ -357,11 +360,8 @@ def plot_all(done: list[dict[str, Any]], settings: Settings, path: Any) -> None:
     axes = figure.subplots(2, 2)
     for i, cell in enumerate(settings.cell.split(",")):
         for panel, when in zip(axes[0], ("first", "last"), strict=True):
-            panel.semilogy(
-                np.maximum(best_of(done, cell, True).get(f"flow at {when}", [math.nan]), 1e-30),
-                color=f"C{i}",
-                label=cell,
-            )
+            norms = np.array(best_of(done, cell, True).get(f"flow at {when}", [math.nan]))
+            panel.semilogy(np.where(norms > 1e-30, norms, math.nan), color=f"C{i}", label=cell)
         for panel, clipped in zip(axes[1], (True, False), strict=True):
             steps, _, valid = zip(*best_of(done, cell, clipped)["curve"] or [(0, 0, math.nan)], strict=True)
             panel.semilogy(steps, valid, color=f"C{i}", label=cell)

@@ -45,7 +45,8 @@ class Settings:
     transpose: int = 5
     batch: int = 8
     steps: int = 6000
-    lr: float = 0.001
+    lr: float = 0.003
+    schedule: str = "cosine"
     clip: float = 1.0
     evaluate: int = 100
     patience: int = 15
@@ -243,6 +244,9 @@ class Composing(harness.Task):
             parameter.data[...] = clean
         return Step(loss, harness.descend(run, rate, run.settings.clip), int(lengths.sum()))
 
+    def rate(self, run: Run, share: float) -> float:
+        return harness.half_cosine(run.settings.lr, share) if run.settings.schedule == "cosine" else run.settings.lr
+
     def validate(self, run: Run) -> float:
         return nats_per_step(run.model, self.parts["valid"])
 
@@ -352,6 +356,7 @@ SCRIPT = harness.Example("music", Settings, TINY, load, build, harness.ChainFile
     ("--transpose", click.IntRange(0, 24), "Train on pieces up to that many semitones higher or lower."),
     harness.BATCH,
     harness.LR,
+    ("--schedule", click.Choice(("cosine", "constant")), "How the learning rate goes on."),
     harness.CLIP,
 )
 @harness.run_options("the piano roll of what was composed")
