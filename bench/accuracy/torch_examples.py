@@ -1,18 +1,14 @@
 """Accuracy of the examples that use rnnfast.torch: what others published, what ours reach, and in what time.
 
-    python bench/accuracy/torch_examples.py                      # the tasks
-    python bench/accuracy/torch_examples.py addition --seed 1    # one of them, as a line of JSON
-    python bench/accuracy/torch_examples.py addition --layer torch --threads 2
-
-`TASKS` maps a name to a function of a seed and of who computes the recurrent layers: "rnnfast" or "torch", that is
+`TASKS` maps a name to a function of a seed and of who computes the recurrent layers: "rnnfast", or "torch", that is
 torch.nn's layer, called with packed sequences where rnnfast's is called with lengths. Everything else is the same: the
 example's own data, model, loop and early stopping on validation data. The test part is looked at once, at the end.
+`run.py` calls them.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -23,7 +19,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-import click
 import harness
 import harness_torch
 from harness_torch import torch
@@ -85,10 +80,9 @@ class Task:
             data = module.load(settings, {"data": None, **self.options})
             run = harness.new_run(module.SCRIPT, settings, data)
             harness.train(module.SCRIPT, run, getattr(module, self.task)(data), None, None, None)
-        ours, figures = run.test[self.metric], {key: round(value, 6) for key, value in run.test.items()}
-        result = {"metric": self.metric, "unit": self.unit, "published": self.published, "source": self.source}
-        result |= {"ours": ours, "figures": figures, "validation": run.best, "steps": run.step, "seconds": run.seconds}
-        return result | {"seed": seed, "layer": layer, "threads": torch.get_num_threads()}
+        figures = {"ours": run.test[self.metric], "validation": run.best, "test": run.test}
+        cost = {"steps": run.step, "seconds": run.seconds}
+        return {"unit": self.unit, "published": self.published, "source": self.source, "seed": seed, **figures, **cost}
 
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas")
@@ -157,21 +151,3 @@ TASKS = {
         options={"data": VERSES},
     ),
 }
-
-
-@click.command()
-@click.argument("name", required=False, type=click.Choice(list(TASKS)))
-@click.option("--seed", type=harness.SEED, default=0, show_default=True)
-@click.option("--layer", type=click.Choice(["rnnfast", "torch"]), default="rnnfast", show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-def main(name: str | None, seed: int, layer: str, threads: int) -> None:
-    """Train one task and print its figures, or the names of all."""
-    if name is None:
-        click.echo("\n".join(TASKS))
-        return
-    torch.set_num_threads(threads)
-    click.echo(json.dumps({"task": name, **TASKS[name](seed, layer)}))
-
-
-if __name__ == "__main__":
-    main()
