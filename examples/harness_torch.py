@@ -95,4 +95,5 @@ def load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"expected a file that this script saved ({str(error).splitlines()[0]})") from error
+        reason = (str(error) or "it is cut off").splitlines()[0]
+        raise ValueError(f"expected a file that this script saved ({reason})") from error

@@ -116,7 +116,8 @@ def wav_files(path: Path) -> Iterator[tuple[str, bytes]]:
                 file = archive.extractfile(member)
                 yield member.name.removeprefix("./").removesuffix(".wav"), file.read() if file else b""
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise Failure(f"{path}: expected a folder or a .tar.gz of WAV files ({error})") from error
+        reason = str(error).partition("\n")[0]
+        raise Failure(f"{path}: expected a folder or a .tar.gz of WAV files ({reason})") from error
 
 
 def read_recordings(paths: Sequence[Path]) -> tuple[int, dict[str, np.ndarray]]:
