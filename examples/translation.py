@@ -186,33 +186,43 @@ def learn_merges(words: Counter[str], most: int) -> list[list[str]]:
     pieces = {word: list(word) for word in words}
     counts: Counter[Pair] = Counter()
     places: defaultdict[Pair, set[str]] = defaultdict(set)  # words that a pair is, or was, in
-
-    def count(word: str, sign: int) -> set[Pair]:
-        pairs = list(pairwise(pieces[word]))
-        for pair in pairs:
-            counts[pair] += sign * words[word]
-            places[pair].add(word)
-        return set(pairs)
-
-    changed = set().union(*(count(word, 1) for word in words))
-    merges: list[list[str]] = []
     heap: list[tuple[int, Pair]] = []  # every pair with its count, and others with counts that they had once
+
+    def count(changes: dict[Pair, int]) -> None:
+        for pair, change in changes.items():
+            if change:
+                counts[pair] += change
+                heappush(heap, (-counts[pair], pair))
+
+    changes: Counter[Pair] = Counter()
+    for word in words:
+        add_pairs(changes, places, word, pieces[word], words[word])
+    count(changes)
+    merges: list[list[str]] = []
     while len(merges) < most:
-        for pair in changed:
-            heappush(heap, (-counts[pair], pair))
         while heap and -heap[0][0] != counts[heap[0][1]]:
             heappop(heap)
         if not heap or heap[0][0] > -2:
             break
         best = heappop(heap)[1]
         merges.append(list(best))
-        changed = set()
+        changes = Counter()
         for word in places.pop(best):
-            changed |= count(word, -1)
-            pieces[word] = join(pieces[word], best)
-            changed |= count(word, 1)
-        changed.discard(best)
+            joined = join(pieces[word], best)
+            if len(joined) < len(pieces[word]):
+                add_pairs(changes, places, word, pieces[word], -words[word])
+                add_pairs(changes, places, word, joined, words[word])
+                pieces[word] = joined
+        count(changes)
     return merges
+
+
+def add_pairs(
+    changes: Counter[Pair], places: defaultdict[Pair, set[str]], word: str, pieces: list[str], count: int
+) -> None:
+    for pair in pairwise(pieces):
+        changes[pair] += count
+        places[pair].add(word)
 
 
 def learn_side(sentences: list[str], unit: str, most: int) -> dict[str, Any]:
@@ -297,8 +307,9 @@ def prepare(name: str, pairs: list[Pair], settings: Settings) -> Pairs:
     part = min(len(chosen) // 10, MOST)
     test, valid, train = chosen[:part], chosen[part : 2 * part], chosen[2 * part :]
     sides = [learn_side([pair[side] for pair in train], unit, settings.vocabulary) for side in (0, 1)]
+    target_side = Side(**sides[1])
     info = {"source": sides[0], "target": sides[1]}
-    info["longest"] = max(len(Side(**info["target"]).split(target)) for _, target in train)
+    info["longest"] = max(len(target_side.split(target)) for _, target in train)
     return Pairs(name, harness.digest_of(*(text for pair in chosen for text in pair)), info, train, valid, test)
 
 
