@@ -16,7 +16,8 @@ recordings, all that is said is one symbol, and the mean over a recording is the
 
 Validation (a tenth, or a ninth of what a fixed test part leaves) alone chooses the weights and stops early: by the error
 rate in per cent of its symbols, and of equally many errors by the lower loss. With --split random the test part has the
-voices of the training part: where that is one voice, the figure says nothing about others.
+voices of the training part: where that is one voice, the figure says nothing about others. Symbols being characters, no
+text is then in two parts.
 
 Sizes in comments: N samples, T steps, B recordings of a batch, F features of a step, M mel bands, H hidden, V symbols.
 """
@@ -279,26 +280,17 @@ def prepare(name: str, recordings: list[Recording], rate: int, settings: Setting
     """Split, list the training part's symbols, compute features; the training part's also at other speeds."""
     if len(recordings) < 20:
         raise Failure(f"{name}: expected at least 20 recordings with plain words, got {len(recordings)}")
-    first, *rest = parts = split(name, recordings, settings.split)
+    first, *rest = parts = split(name, recordings, settings.split, settings.unit)
     symbols = sorted({symbol for recording in first for symbol in symbols_of(recording.text, settings.unit)})
     info = {"rate": rate, "features": settings.features, "stack": settings.stack, "unit": settings.unit}
     info["symbols"] = symbols
-    speeds = np.linspace(0.9, 1.1, settings.speeds) if settings.speeds > 1 else [1.0]
-    train = [
-        Recording(
-            recording.name, recording.text, recording.samples if speed == 1.0 else faster(recording.samples, speed)
-        )
-        for speed in speeds
-        for recording in first
-    ]
-    features = [
-        [features_of(recording.samples, rate, settings.features) for recording in part] for part in (train, *rest)
-    ]
+    heard = [at_speeds(first, settings.speeds), *rest]
+    features = [[features_of(recording.samples, rate, settings.features) for recording in part] for part in heard]
     frames = np.concatenate(features[0])
     info |= {"mean": frames.mean(axis=0).tolist(), "deviation": (frames.std(axis=0) + 1e-3).tolist()}
     utterances = [
         [(stack_frames(x, info), recording.text) for x, recording in zip(*pair, strict=True)]
-        for pair in zip(features, (train, *rest), strict=True)
+        for pair in zip(features, heard, strict=True)
     ]
     utterances[0] = [(x, text) for x, text in utterances[0] if len(x) >= steps_needed(symbols_of(text, settings.unit))]
     seconds = [sum(len(recording.samples) for recording in part) / rate for part in parts]
@@ -306,22 +298,40 @@ def prepare(name: str, recordings: list[Recording], rate: int, settings: Setting
     return Speech(name, digest, info, *utterances, seconds, skipped)
 
 
-def split(name: str, recordings: list[Recording], how: str) -> list[list[Recording]]:
+def at_speeds(recordings: list[Recording], count: int) -> list[Recording]:
+    """The recordings at `count` speeds from 0.9 to 1.1, or as they are."""
+    speeds = np.linspace(0.9, 1.1, count) if count > 1 else [1.0]
+    return [
+        recording if speed == 1.0 else recording._replace(samples=faster(recording.samples, speed))
+        for speed in speeds
+        for recording in recordings
+    ]
+
+
+def split(name: str, recordings: list[Recording], how: str, unit: str) -> list[list[Recording]]:
     """Training, validation and test part: at random, FSDD's official one, or all of one speaker as the test."""
-    order = np.random.default_rng(0).permutation(len(recordings))
-    shuffled = [recordings[i] for i in order]
+    shuffled = [recordings[i] for i in np.random.default_rng(0).permutation(len(recordings))]
     if how == "random":
-        test = shuffled[: len(shuffled) // 10]
-    else:
-        matches = [FSDD_NAME.fullmatch(recording.name) for recording in shuffled]
-        pairs = [(match, recording) for match, recording in zip(matches, shuffled, strict=True) if match]
-        test = [r for m, r in pairs if (int(m["index"]) < FSDD_TEST if how == "official" else m["speaker"] == how)]
-        if not test or len(pairs) < len(shuffled):
-            speakers = ", ".join(sorted({match["speaker"] for match, _ in pairs})) or "none"
-            raise Failure(f"--split {how}: expected names as 7_jackson_32.wav, speakers in {name}: {speakers}")
-    left = [recording for recording in shuffled if not any(recording is other for other in test)]
+        test, left = cut(shuffled, len(shuffled) // 10, unit)
+        valid, train = cut(left, -(-len(left) // 9), unit)
+        return [train, valid, test]
+    matches = [FSDD_NAME.fullmatch(recording.name) for recording in shuffled]
+    pairs = [(match, recording) for match, recording in zip(matches, shuffled, strict=True) if match]
+    chosen = [int(m["index"]) < FSDD_TEST if how == "official" else m["speaker"] == how for m, _ in pairs]
+    if not any(chosen) or all(chosen) or len(pairs) < len(shuffled):
+        speakers = ", ".join(sorted({match["speaker"] for match, _ in pairs})) or "none"
+        raise Failure(f"--split {how}: expected names as 7_jackson_32.wav, speakers in {name}: {speakers}")
+    test, left = ([r for (_, r), c in zip(pairs, chosen, strict=True) if c == part] for part in (True, False))
     count = -(-len(left) // 9)
     return [left[count:], left[:count], test]
+
+
+def cut(recordings: list[Recording], count: int, unit: str) -> list[list[Recording]]:
+    """The first `count` recordings and the others; with characters for symbols, no text is on both sides."""
+    first, others = recordings[:count], recordings[count:]
+    texts = {recording.text for recording in first} if unit == "characters" else set()
+    same = [recording for recording in others if recording.text in texts]
+    return [first + same, [recording for recording in others if recording.text not in texts]]
 
 
 def symbols_of(text: str, unit: str) -> list[str]:
@@ -504,15 +514,16 @@ def hide(x: np.ndarray, settings: Settings, random: np.random.Generator) -> np.n
 
 
 def describe(run: Run, speech: Speech) -> str:
-    parts, seconds = [len(speech.train), len(speech.valid), len(speech.test)], speech.seconds
-    size = harness_torch.count_parameters(run.model)
-    voices = "the voices of the training part" if run.settings.split == "random" else run.settings.split
-    speeds = f" (at {run.settings.speeds} speeds)" if run.settings.speeds > 1 else ""
+    settings, size = run.settings, harness_torch.count_parameters(run.model)
+    parts = " + ".join(f"{len(part):,}" for part in (speech.train, speech.valid, speech.test))
+    minutes = " + ".join(f"{seconds / 60:.1f}" for seconds in speech.seconds)
+    speeds = f", training at {settings.speeds} speeds" if settings.speeds > 1 else ""
+    voices = "the voices of the training part" if settings.split == "random" else settings.split
     return (
-        f"{speech.name}: {parts[0]:,}{speeds} + {parts[1]:,} + {parts[2]:,} recordings to train, validate and test, "
-        f"{seconds[0] / 60:.1f} + {seconds[1] / 60:.1f} + {seconds[2] / 60:.1f} minutes; {speech.skipped:,} left out; "
-        f"tested: {voices}\n{run.model.recurrent}, {size:,} parameters, {len(run.info['symbols'])} {run.settings.unit}, "
-        f"{run.settings.steps:,} steps ({run.settings.steps * run.settings.batch / parts[0]:.1f} times the recordings)"
+        f"{speech.name}: {parts} recordings to train, validate and test, {minutes} minutes{speeds}; "
+        f"{speech.skipped:,} left out; tested: {voices}\n"
+        f"{run.model.recurrent}, {size:,} parameters, {len(run.info['symbols'])} symbols ({settings.unit}), "
+        f"{settings.steps:,} steps ({settings.steps * settings.batch / len(speech.train):.1f} times the recordings)"
     )
 
 

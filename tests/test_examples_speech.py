@@ -176,13 +176,20 @@ def test_plain_words(script):
 def test_parts(script, how):
     names = [f"{digit}_{speaker}_{i}" for digit in range(3) for speaker in ("ann", "bob") for i in range(20)]
     recordings = [script.Recording(name, "zero", np.ones(9, np.float32)) for name in names]
-    parts = [[recording.name for recording in part] for part in script.split("t", recordings, how)]
+    parts = [[recording.name for recording in part] for part in script.split("t", recordings, how, "words")]
     assert sorted(itertools.chain(*parts)) == sorted(names)
     assert [len(part) for part in parts] == {"random": [96, 12, 12], "official": [80, 10, 30], "bob": [53, 7, 60]}[how]
     if how == "official":
         assert {int(name.split("_")[2]) for name in parts[2]} == set(range(5))
     if how == "bob":
         assert {name.split("_")[1] for name in parts[2]} == {"bob"}
+
+
+def test_no_text_is_in_two_parts(script):
+    recordings = [script.Recording(str(i), f"text {i // 3}", np.ones(9, np.float32)) for i in range(90)]
+    parts = [{recording.text for recording in part} for part in script.split("t", recordings, "random", "characters")]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 30
+    assert min(map(len, parts)) >= 3
 
 
 # Features ------------------------------------------------------------------------------------------------------------
