@@ -104,13 +104,16 @@ def memory(module: Any, settings: Any, data: Any) -> dict[str, Any]:
         def flow(self, run: Any, count: int = 20) -> list[float]:
             return []  # not what is asked here, and torch's layer has none
 
-    runs = []
-    for trial in module.trials(settings):
-        if trial["clip"] is not None:
-            run = trained(module, settings, data._replace(info=trial), Remembering(data))
+    runs, diverged = [], 0
+    for trial in (trial for trial in module.trials(settings) if trial["clip"] is not None):
+        run = harness.new_run(module.SCRIPT, settings, data._replace(info=trial))
+        try:
+            harness.train(module.SCRIPT, run, Remembering(data), None, None, None)
             runs.append(run)
+        except harness.Diverged:
+            diverged += 1
     best = min(runs, key=lambda run: run.best)
-    whole = {"steps": sum(run.step for run in runs), "seconds": sum(run.seconds for run in runs)}
+    whole = {"steps": sum(run.step for run in runs), "seconds": sum(run.seconds for run in runs), "diverged": diverged}
     return figures(best, best.test) | whole | {"lr": best.info["lr"], "guess": module.guess(settings)}
 
 
