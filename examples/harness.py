@@ -216,6 +216,7 @@ class Task:
     """What a script brings to `train`."""
 
     unit = "nats"  # of losses and of `validate`, of which less is better
+    valid_unit = ""  # of `validate`, where it is another
     items = "steps"  # what throughput counts
 
     def batches(self, run: Run) -> Iterator[Any]:
@@ -359,7 +360,9 @@ class Monitor:
 
     def evaluated(self, task: Task, run: Run, example: str) -> None:
         step, train_loss, valid = run.curve[-1]
-        text = f"step {step:>6,.0f}   train {train_loss:.3f}   valid {valid:.3f} {task.unit}   {example}"
+        train_unit = f" {task.unit}" if task.valid_unit else ""
+        valid_unit = task.valid_unit or task.unit
+        text = f"step {step:>6,.0f}   train {train_loss:.3f}{train_unit}   valid {valid:.3f} {valid_unit}   {example}"
         self.console.print(text.rstrip(), markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
         self.last = time.monotonic()
 

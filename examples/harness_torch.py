@@ -1,4 +1,7 @@
-"""The harness for models of PyTorch: how their runs are written and read. Everything else is harness.py's."""
+"""The harness for models of PyTorch: layers, one step of learning, and how their runs are written and read.
+
+Everything else is harness.py's.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,40 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from harness import Files
+from harness import Failure, Files, Run
+
+try:
+    import torch
+except ImportError:
+    raise SystemExit("Error: this example needs torch: pip install 'rnnfast[torch]'") from None
+
+import rnnfast.torch
+
+CELLS = {"lstm": rnnfast.torch.LSTM, "gru": rnnfast.torch.GRU, "rnn": rnnfast.torch.RNN}
+
+
+def begin_model(seed: int, device: str) -> None:
+    """Seed the weights and the dropout of the model that is built next, for a device that is there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise Failure(f"--device {device}: {str(error).splitlines()[0]}") from error
+    torch.manual_seed(seed)
+
+
+def descend(run: Run, loss: torch.Tensor, rate: float, clip: float) -> float:
+    """Backward, clip, step; the gradient's norm before."""
+    run.optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), clip)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.step()
+    return float(norm)
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 class TorchFiles(Files):
@@ -60,4 +95,5 @@ def load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"expected a file that this script saved ({str(error).splitlines()[0]})") from error
+        reason = (str(error) or "it is cut off").splitlines()[0]
+        raise ValueError(f"expected a file that this script saved ({reason})") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -56,10 +57,26 @@ def refused(script: Any, *arguments: Any) -> str:
 
 def contents(path: Path) -> dict[str, Any]:
     """Weights, optimiser and what else decides how a training goes on, of a file of --save."""
+    if zipfile.is_zipfile(path):
+        return contents_of_torch(path)
     checkpoint = rnnfast.load_checkpoint(path)
     user = {name: value for name, value in checkpoint.user.items() if name not in ("seconds", "notes")}
     dropout = [m.call_count for m in checkpoint.module.modules() if hasattr(m, "call_count")]
     return {**checkpoint.module.state_dict(), **checkpoint.optimizer, **user, "dropout": dropout}
+
+
+def contents_of_torch(path: Path) -> dict[str, Any]:
+    import torch
+
+    content = torch.load(path, weights_only=True)
+    content["user"] = {name: value for name, value in content["user"].items() if name not in ("seconds", "notes")}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(entry) for name, entry in value.items()}
+        return value.numpy() if isinstance(value, torch.Tensor) else value
+
+    return plain(content)
 
 
 def assert_same_training(a: Path, b: Path) -> None:
