@@ -40,8 +40,8 @@ class Settings:
     cell: str = "lstm"
     hidden: int = 256
     layers: int = 1
-    dropout: float = 0.5
-    noise: float = 0.0
+    dropout: float = 0.2
+    noise: float = 0.05
     transpose: int = 5
     batch: int = 8
     steps: int = 6000

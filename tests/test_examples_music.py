@@ -41,9 +41,9 @@ def test_chorales_of_music21(script):
 def test_learns_scales_and_writes_them(script, pieces, tmp_path):
     mido = pytest.importorskip("mido", reason="mido is not installed")
     pytest.importorskip("matplotlib")
-    options = "--data", pieces, "--hidden", 32, "--dropout", 0, "--transpose", 0, "--steps", 300, "--evaluate", 100
+    options = "--data", pieces, "--hidden", 32, "--dropout", 0, "--noise", 0, "--transpose", 0
     outputs = "--midi", tmp_path / "a.mid", "--plot", tmp_path / "roll.png", "--voices", 2, "--temperature", 0
-    output = succeed(script, *options, *outputs, "--generate", 12)
+    output = succeed(script, *options, "--steps", 300, "--evaluate", 100, *outputs, "--generate", 12)
     assert float(re.search(r"^test (\S+) nats", output, re.MULTILINE)[1]) < 3.5  # the first step cannot be known: 2.5
     assert (tmp_path / "roll.png").read_bytes().startswith(b"\x89PNG")
     notes = [message for message in mido.MidiFile(tmp_path / "a.mid").tracks[0] if message.type.startswith("note")]

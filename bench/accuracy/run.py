@@ -124,14 +124,19 @@ def table(rows: Sequence[Record], provenance: Record) -> str:
         "| task | published | wanted | ours | | seeds | seconds | with torch.nn's layer |",
         "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
-    for name in dict.fromkeys(row["task"] for row in rows):
+    for name in sorted({row["task"] for row in rows}, key=str.lower):
         ours = [row for row in rows if row["task"] == name and row["layer"] == "rnnfast"]
         if ours:
             lines.append(line(name, ours, [row for row in rows if row["task"] == name and row["layer"] == "torch"]))
     threads = sorted({row["threads"] for row in rows})
     place = f"{provenance['cpu']}, {'or '.join(map(str, threads))} of {provenance['cores']} cores, {provenance['isa']}"
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    note = "Test figures, looked at once; mean over the seeds and their range. Seconds: training, the mean of a run."
+    low, high = (f(row["load_average"] for row in rows) for f in (min, max))
+    note = (
+        "Test figures, looked at once a run; mean over the seeds and their range. Seconds: training, all of a grid of learning "
+        "rates together, on the seeds that both have; the machine was not idle (load average "
+        f"{low:.1f} to {high:.1f})."
+    )
     return "\n".join(lines) + f"\n\n{note} {place}; {versions}; {provenance['date'][:10]}.\n"
 
 
@@ -141,19 +146,21 @@ def line(name: str, ours: list[Record], torch: list[Record]) -> str:
     low, high = wanted(name)
     met = (low is None or mean >= low) and (high is None or mean <= high)
     spread = f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else ""
-    bounds = [f"≥ {low:g}"] * (low is not None) + [f"≤ {high:g}"] * (high is not None)
+    bounds = [f"{sign} {bound:g}" for sign, bound in (("≥", low), ("≤", high)) if bound is not None]
     published = "" if ours[0]["published"] is None else f"{ours[0]['published']:g}"
     mark = "" if not bounds else "yes" if met else "**no**"
-    seconds = [f"{sum(row['seconds'] for row in some) / len(some):.0f}" if some else "" for some in (ours, torch)]
+    both = {row["seed"] for row in ours} & {row["seed"] for row in torch}
+    timed = [[row["seconds"] for row in some if not both or row["seed"] in both] for some in (ours, torch)]
+    seconds = [f"{sum(some) / len(some):.0f}" if some else "" for some in timed]
     cells = [name, published, ", ".join(bounds), f"{mean:.4g}{spread}", mark, str(len(values)), *seconds]
     return f"| {' | '.join(cells)} |"
 
 
-def fill_readme() -> None:
-    path = ROOT / "README.md"
+def filled() -> str:
+    """README.md with the table of the records."""
     content = json.loads(RESULTS.read_text())
     text = table(content["rows"], content["provenance"])
-    path.write_text(MARKED.sub(lambda match: match[1] + text + match[2], path.read_text()))
+    return MARKED.sub(lambda match: match[1] + text + match[2], (ROOT / "README.md").read_text())
 
 
 @click.command()
@@ -175,7 +182,7 @@ def main(
 ) -> None:
     """Measure the accuracy of the examples."""
     if only_table:
-        fill_readme()
+        (ROOT / "README.md").write_text(filled())
         return
     tasks = find_tasks()
     measured = {key(row) for row in read_records()}
@@ -189,6 +196,7 @@ def main(
                     record = measure(tasks[name][0], name, seed, layer, threads)
                     keep(record, threads)
                     click.echo(f"{name}, seed {seed}, {layer}: {record['ours']:.5g} in {record['seconds']:.0f} s")
+                    (ROOT / "README.md").write_text(filled())
     if not names and not everything:
         for name in tasks:
             click.echo(f"{name}: {sum(row[0] == name for row in measured)} records")
