@@ -314,6 +314,11 @@ def split(name: str, recordings: list[Recording], how: str, unit: str) -> list[l
     if how == "random":
         test, left = cut(shuffled, len(shuffled) // 10, unit)
         valid, train = cut(left, -(-len(left) // 9), unit)
+        if not train:
+            texts = len({recording.text for recording in recordings})
+            raise Failure(
+                f"{name}: expected more than {texts} different texts to spell; use --unit words or recordings"
+            )
         return [train, valid, test]
     matches = [FSDD_NAME.fullmatch(recording.name) for recording in shuffled]
     pairs = [(match, recording) for match, recording in zip(matches, shuffled, strict=True) if match]

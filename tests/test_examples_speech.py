@@ -149,7 +149,7 @@ def test_prompts_of_debian_are_the_default(script, spoken, tmp_path, monkeypatch
     transcripts.write_bytes(gzip.compress((spoken / "texts.txt").read_bytes()))
     monkeypatch.setattr(script, "DEBIAN", spoken)
     monkeypatch.setattr(script, "DEBIAN_TRANSCRIPTS", transcripts)
-    assert "48 + 6 + 6 recordings" in " ".join(succeed(script, "--steps", 2).split())
+    assert "46 + 6 + 8 recordings" in " ".join(succeed(script, "--steps", 2).split())
 
 
 # Recordings and their parts ------------------------------------------------------------------------------------------
@@ -282,7 +282,8 @@ def test_missing_data(script, spoken, digits, tmp_path):
     assert "expected at least 20 recordings with plain words, got 0" in refused(
         script, "--data", digits, "--longest", 0.01
     )
-    assert "--device abacus" in refused(script, "--data", digits, "--device", "abacus")
+    assert "expected more than 3 different texts to spell" in refused(script, "--data", digits)
+    assert "--device abacus" in refused(script, *options_of(spoken), "--device", "abacus")
     assert invoke(script, "--unit", "letters").exit_code == 2
 
 
