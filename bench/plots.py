@@ -63,7 +63,8 @@ def fill(text: str, tables: dict[str, str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    found = {path.stem: records.read_json(path) for path in sorted(options.results.glob("*.json"))}
+    files = [path for path in sorted(options.results.glob("*.json")) if path.stem != "accuracy"]  # see bench/accuracy/
+    found = {path.stem: records.read_json(path) for path in files}
     with_ratios = {name: content for name, content in found.items() if summary.groups(content[0])}
     tables = {name: table(*content) for name, content in with_ratios.items()}
     text = options.readme.read_text()

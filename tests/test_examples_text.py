@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import rnnfast
+from example_scripts import EXAMPLES, example_script
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "text_generation.py"
 FOX = "the quick brown fox jumps over the lazy dog.\n"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("text_generation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+script = example_script("text_generation")
 
 
 @pytest.fixture
@@ -105,7 +94,7 @@ def test_plot(script, text, tmp_path):
 
 
 def test_plot_without_matplotlib(script, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "find_spec", lambda name: None)
+    monkeypatch.setattr(script.harness, "find_spec", lambda name: None)
     result = invoke(script, text, "--plot", tmp_path / "curve.png")
     assert result.exit_code == 1
     assert "rnnfast[plot]" in result.output
@@ -144,7 +133,9 @@ def test_killed_three_times_ends_with_the_same_bits(script, text, tmp_path):
     for _ in range(3):
         run_and_kill(arguments, tmp_path / "killed", rng.uniform(0.0, 0.12))
         assert rnnfast.load_checkpoint(tmp_path / "killed").user["test"] is None, "killed too late to prove anything"
-    subprocess.run([sys.executable, str(SCRIPT), *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, str(EXAMPLES / "text_generation.py"), *arguments], check=True, stdout=subprocess.DEVNULL
+    )
     assert invoke(script, *options, "--save", tmp_path / "whole").exit_code == 0
     assert_same_training(tmp_path / "whole", tmp_path / "killed")
 
@@ -152,7 +143,9 @@ def test_killed_three_times_ends_with_the_same_bits(script, text, tmp_path):
 def run_and_kill(arguments, path, delay):
     """SIGKILL `delay` seconds after the script's first save."""
     before = path.stat().st_mtime_ns if path.exists() else 0
-    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "text_generation.py"), *arguments], stdout=subprocess.DEVNULL
+    )
     try:
         while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == before):
             time.sleep(0.005)
@@ -244,7 +237,7 @@ def test_resuming_something_else_is_refused(script, text, tmp_path, monkeypatch)
     assert "--hidden: expected 16" in refused(script, text, "--save", path, "--resume", "--hidden", 17)
     assert "is there already" in refused(script, text, "--save", path)
     text.write_text(text.read_text()[::-1])
-    assert "expected the text that" in refused(script, text, "--save", path, "--resume")
+    assert "expected the data that" in refused(script, text, "--save", path, "--resume")
     assert path.read_bytes() == before
 
 
@@ -316,8 +309,8 @@ def test_draw(script):
 
 
 def test_the_learning_rate(script):
-    rates = [script.learning_rate(0.01, share) for share in np.linspace(0.0, 1.2, 121)]
+    rates = [script.harness.half_cosine(0.01, share) for share in np.linspace(0.0, 1.2, 121)]
     assert rates[0] == pytest.approx(0.001)
     assert max(rates) == pytest.approx(0.01, rel=0.01)
-    assert rates[100] == rates[-1] == pytest.approx(0.01 * script.LAST_RATE)
+    assert rates[100] == rates[-1] == pytest.approx(0.01 * 0.02)
     assert rates[3:] == sorted(rates[3:], reverse=True)

@@ -1,0 +1,73 @@
+"""torch.nn's recurrent layers behind the face of rnnfast's, so that an example can be run with either.
+
+All else stays the same: the weights begin as the same numbers, and losses, optimiser and data are the example's. The
+weights lie in the same memory for both libraries. Ragged batches are packed sequences.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import rnnfast
+
+
+class TorchLayer:
+    """Before one of rnnfast's layers in the order of bases: the layer whose forward and backward are torch's."""
+
+    kind: type[torch.nn.RNNBase]
+
+    def _layer(self: Any) -> torch.nn.RNNBase:
+        """torch's layer on these weights, made when it is needed first."""
+        if getattr(self, "_torch", None) is None:
+            options = {"nonlinearity": self.nonlinearity} if self.cell.startswith("rnn") else {}
+            layer = self.kind(self.input_size, self.hidden_size, self.num_layers, dropout=self.dropout, **options)
+            for name, parameter in layer.named_parameters():
+                parameter.data = torch.from_numpy(getattr(self, name).data)
+            self._torch = layer
+        return self._torch
+
+    def _mode_changed(self: Any) -> None:
+        """Nothing is packed; the weights stay writable."""
+        self._layer().train(self.training)
+
+    def forward(self: Any, x: np.ndarray, hx: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
+        """x [T, B, I] to the output [T, B, H]; of the state nothing is needed."""
+        with torch.set_grad_enabled(self.training):
+            given = torch.from_numpy(x)
+            if lengths is not None:
+                given = pack_padded_sequence(given, torch.from_numpy(lengths), enforce_sorted=False)
+            output, _ = self._layer()(given)
+            if lengths is not None:
+                output, _ = pad_packed_sequence(output, total_length=len(x))
+        if self.training:
+            self._output = output
+        return output.detach().numpy(), None
+
+    def backward(self: Any, grad_output: np.ndarray, grad_state: Any = None, *, need_grad_x: bool = True) -> Any:
+        """Into p.grad of every weight. The examples that are run so need no gradient by x."""
+        if need_grad_x or grad_state is not None:
+            raise NotImplementedError("expected the gradient of the weights by the output alone")
+        names, parameters = zip(*self._layer().named_parameters(), strict=True)
+        grads = torch.autograd.grad(self._output, parameters, torch.from_numpy(grad_output))
+        for name, grad in zip(names, grads, strict=True):
+            getattr(self, name).add_grad(grad.numpy())
+        return None, None
+
+
+class LSTM(TorchLayer, rnnfast.LSTM):
+    kind = torch.nn.LSTM
+
+
+class GRU(TorchLayer, rnnfast.GRU):
+    kind = torch.nn.GRU
+
+
+class RNN(TorchLayer, rnnfast.RNN):
+    kind = torch.nn.RNN
+
+
+CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}

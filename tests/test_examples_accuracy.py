@@ -1,0 +1,80 @@
+"""bench/accuracy/: README's table, torch.nn's layer in rnnfast's place; no task is trained here."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rnnfast
+
+FOLDER = Path(__file__).parents[1] / "bench" / "accuracy"
+
+
+@pytest.fixture
+def folder(monkeypatch):
+    """bench/accuracy/ and, for its scripts, examples/ on the path."""
+    monkeypatch.syspath_prepend(FOLDER.parents[1] / "examples")
+    monkeypatch.syspath_prepend(FOLDER)
+
+
+def record(task, ours, layer="rnnfast", seed=0, seconds=10.0):
+    cost = {"seconds": seconds, "threads": 1, "load_average": 0.5}
+    return {"task": task, "published": 9.1, "ours": ours, "layer": layer, "seed": seed, **cost}
+
+
+PROVENANCE = {"cpu": "Some CPU", "cores": 2, "isa": "avx2", "versions": {"numpy": "2"}, "date": "2026-01-01T00:00"}
+
+
+def test_table(folder):
+    run = importlib.import_module("run")
+    rows = [record("chorales, GRU 46", 8.4), record("chorales, GRU 46", 8.6, seed=1, seconds=90.0)]
+    rows += [record("chorales, GRU 46", 8.4, "torch", seconds=30.0), record("adding, T = 200, LSTM", 0.1)]
+    rows += [record("adding, T = 200, IRNN", 0.1)]
+    lines = run.table(rows, PROVENANCE).splitlines()
+    assert lines[4] == "| chorales, GRU 46 | 9.1 | ≤ 8.69 | 8.5 (8.4 to 8.6) | yes | 2 | 10 | 30 |"
+    assert lines[3] == "| adding, T = 200, LSTM | 9.1 | ≤ 0.001 | 0.1 | **no** | 1 | 10 |  |"
+    assert lines[2] == "| adding, T = 200, IRNN | 9.1 |  | 0.1 |  | 1 | 10 |  |"
+    assert "Some CPU, 1 of 2 cores, avx2; numpy 2; 2026-01-01." in lines[-1]
+
+
+def test_readme_says_what_was_measured(folder):
+    run = importlib.import_module("run")
+    if not run.RESULTS.exists():
+        pytest.skip("bench/results is not part of a source distribution")
+    assert run.filled() == (run.ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_torch_layer(folder, cell, ragged):
+    pytest.importorskip("torch")
+    kinds = importlib.import_module("torch_layer").CELLS
+    random = np.random.default_rng(0)
+    x, grad = (random.standard_normal((7, 3, size)).astype(np.float32) for size in (4, 5))
+    lengths = np.array([7, 2, 5]) if ragged else None
+    ours, theirs = ({"lstm": rnnfast.LSTM, "gru": rnnfast.GRU, "rnn": rnnfast.RNN}[cell], kinds[cell])
+    ours, theirs = (kind(4, 5, seed=1) for kind in (ours, theirs))
+    for _ in range(2):  # the second time after a step
+        np.testing.assert_allclose(theirs(x, lengths=lengths)[0], ours(x, lengths=lengths)[0], atol=2e-6)
+        for layer in (ours, theirs):
+            layer.backward(grad, need_grad_x=False)
+        for a, b in zip(theirs.parameters(), ours.parameters(), strict=True):
+            np.testing.assert_allclose(a.grad, b.grad, atol=2e-5)
+        for layer in (ours, theirs):
+            rnnfast.optim.SGD(layer.parameters(), lr=0.1).step()
+            layer.zero_grad()
+    np.testing.assert_allclose(theirs.eval()(x)[0], ours.eval()(x)[0], atol=2e-6)
+
+
+def test_torch_layers_are_swapped_and_put_back(folder):
+    pytest.importorskip("torch")
+    tasks = importlib.import_module("numpy_examples")
+    before = dict(tasks.harness.CELLS)
+    with tasks.layers_of("torch"):
+        assert tasks.harness.CELLS["gru"].__module__ == "torch_layer"
+    assert before == tasks.harness.CELLS
+    assert "torch_layer" in sys.modules
