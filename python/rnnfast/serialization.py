@@ -124,6 +124,8 @@ def load_checkpoint(path: str | os.PathLike[str], module: Module | None = None, 
         The file cannot be read.
     """
     where = _path_of(path)
+    if module is not None and not isinstance(module, Module):
+        raise TypeError(f"module: expected a Module, got {type(module).__name__}")
     header, arrays = read_file(where)
     try:
         return _restore(header, arrays, module, optimizer)

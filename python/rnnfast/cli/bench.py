@@ -22,7 +22,7 @@ from ..bench.rivals import LIBRARIES, VARIANTS, how_to_install, is_known, label
 from ..bench.rows import CELLS, DEVICES, DTYPES, MODES, Row, shape_name
 from ..bench.session import OWN, Outcome, Session
 from .console import make_console, progress_bar
-from .parameters import COMMA_LIST, SHAPE, CommaList
+from .parameters import COMMA_LIST, SHAPE, CommaList, Share
 
 _PEAK_DTYPES = ("float32", "float64")
 _INTERRUPTED = 130
@@ -59,8 +59,8 @@ class Plan:
 )
 @click.option("--layers", type=click.IntRange(1), help="Stacked layers.")
 @click.option("--bidirectional", is_flag=True, help="Both directions.")
-@click.option("--ragged", type=click.FloatRange(0, 1, min_open=True), metavar="FRACTION", help="Mean length over T.")
-@click.option("--reset", type=click.FloatRange(0, 1), metavar="RATE", help="Probability of a reset, each row and step.")
+@click.option("--ragged", type=Share(0, 1, min_open=True), metavar="FRACTION", help="Mean length over T.")
+@click.option("--reset", type=Share(0, 1), metavar="RATE", help="Probability of a reset, each row and step.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="float32 unless the row says otherwise.")
 @click.option("--device", type=click.Choice(DEVICES), help="cpu unless the suite is gpu.")
 @click.option(

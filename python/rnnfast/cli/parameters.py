@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +40,19 @@ class Shape(click.ParamType):
             sizes = tuple(int(part) for part in value.split(","))
         except ValueError:
             sizes = ()
-        if len(sizes) != 4 or min(sizes) < 1:
-            self.fail(f"expected four positive integers T,B,I,H, got {value!r}", param, ctx)
+        if len(sizes) != 4 or min(sizes) < 1 or max(sizes) >= 2**31:
+            self.fail(f"expected four positive integers T,B,I,H below 2**31, got {value!r}", param, ctx)
         return sizes
+
+
+class Share(click.FloatRange):
+    """A number within [0, 1]; click's own range lets NaN through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"expected a number, got {value!r}", param, ctx)
+        return number
 
 
 COMMA_LIST = CommaList()

@@ -22,14 +22,25 @@ torch.nn.LSTM itself is not their base, because torch.compile refuses its instan
 from __future__ import annotations
 
 try:
-    import torch as _torch  # noqa: F401
+    import torch as _torch
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "rnnfast.torch: expected PyTorch to be installed: pip install 'rnnfast[torch]'"
     ) from error
+
+from typing import Any
 
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import Change, convert, revert
 from .modules import GRU, LSTM, RNN
 
 __all__ = ["GRU", "LSTM", "RNN", "Change", "GRUCell", "LSTMCell", "RNNCell", "convert", "revert"]
+
+
+def __getattr__(name: str) -> Any:
+    if hasattr(_torch.nn, name):
+        raise AttributeError(
+            f"rnnfast.torch has no {name}: only the recurrent layers and cells; take {name} from torch.nn, or convert a "
+            "whole model with rnnfast.torch.convert(model)"
+        )
+    raise AttributeError(f"module 'rnnfast.torch' has no attribute {name!r}")
