@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import click
 import harness
 import numpy as np
-from harness import CELLS, Failure, Run, Step
+from harness import CELLS, Failure, Number, Run, Step
 
 import rnnfast
 
@@ -367,7 +367,7 @@ SCRIPT = harness.Example("forecasting", Settings, TINY, load, build, harness.Cha
     ("--split", str, "Training, validation and test rows, or per cent of them."),
     harness.BATCH,
     harness.LR,
-    ("--decay", click.FloatRange(0.0, 1e9), "Weight decay of AdamW."),
+    ("--decay", Number(0.0, 1e9), "Weight decay of AdamW."),
     harness.CLIP,
 )
 @harness.run_options("forecasts of the test part")

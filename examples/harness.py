@@ -424,14 +424,25 @@ def write_picture(figure: Any, path: Path) -> None:
 
 # The command line ----------------------------------------------------------------------------------------------------
 
-POSITIVE = click.FloatRange(min=0.0, min_open=True, max=1e9)
+
+class Number(click.FloatRange):
+    """click's own range lets NaN through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"expected a number, got {value!r}", param, ctx)
+        return number
+
+
+POSITIVE = Number(min=0.0, min_open=True, max=1e9)
 FILE = click.Path(path_type=Path)
 SEED = click.IntRange(0, 2**32 - 1)
 
 CELL = ("--cell", click.Choice(list(CELLS)), "The recurrent layers.")
 HIDDEN = ("--hidden", click.IntRange(1), "Hidden units of a layer.")
 LAYERS = ("--layers", click.IntRange(1), "Recurrent layers.")
-DROPOUT = ("--dropout", click.FloatRange(0.0, 1.0, max_open=True), "Before the output, and between layers.")
+DROPOUT = ("--dropout", Number(0.0, 1.0, max_open=True), "Before the output, and between layers.")
 BATCH = ("--batch", click.IntRange(1), "Sequences side by side.")
 LR = ("--lr", POSITIVE, "The learning rate, the highest where it changes.")
 CLIP = ("--clip", POSITIVE, "The largest norm of a gradient.")

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import click
 import harness
 import numpy as np
-from harness import CELLS, Failure, Run, Step
+from harness import CELLS, Failure, Number, Run, Step
 
 import rnnfast
 
@@ -352,7 +352,7 @@ SCRIPT = harness.Example("music", Settings, TINY, load, build, harness.ChainFile
     harness.HIDDEN,
     harness.LAYERS,
     harness.DROPOUT,
-    ("--noise", click.FloatRange(0.0, 1e9), "Deviation of the noise on the weights."),
+    ("--noise", Number(0.0, 1e9), "Deviation of the noise on the weights."),
     ("--transpose", click.IntRange(0, 24), "Train on pieces up to that many semitones higher or lower."),
     harness.BATCH,
     harness.LR,
@@ -362,9 +362,7 @@ SCRIPT = harness.Example("music", Settings, TINY, load, build, harness.ChainFile
 @harness.run_options("the piano roll of what was composed")
 @click.option("--generate", type=click.IntRange(1), default=64, show_default=True, help="Steps to compose at the end.")
 @click.option("--voices", type=click.IntRange(1, KEYS), default=4, show_default=True, help="Keys of a step.")
-@click.option(
-    "--temperature", type=click.FloatRange(0.0, 1e9), default=0.5, show_default=True, help="0: the likeliest."
-)
+@click.option("--temperature", type=Number(0.0, 1e9), default=0.5, show_default=True, help="0: the likeliest.")
 @click.option("--sample-seed", type=harness.SEED, default=0, show_default=True, help="Another piece.")
 @click.option("--midi", type=harness.FILE, help="Write what was composed as a MIDI file (needs mido).")
 def main(**options: Any) -> None:

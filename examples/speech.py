@@ -40,7 +40,7 @@ import click
 import harness
 import harness_torch
 import numpy as np
-from harness import Failure, Run, Step
+from harness import Failure, Number, Run, Step
 from harness_torch import torch
 
 nn, functional = torch.nn, torch.nn.functional
@@ -617,7 +617,7 @@ SCRIPT = harness.Example("speech", Settings, TINY, load, build, harness_torch.To
     ("--speeds", click.IntRange(1), "Train at that many speeds from 0.9 to 1.1."),
     (
         "--mask",
-        click.FloatRange(0.0, 0.5),
+        Number(0.0, 0.5),
         "Largest share of a recording's steps, or features, that SpecAugment hides.",
     ),
     ("--batch", click.IntRange(1), "Recordings side by side."),

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import click
 import harness
 import numpy as np
-from harness import CELLS, Failure, Run, Step
+from harness import CELLS, Failure, Number, Run, Step
 
 import rnnfast
 
@@ -325,7 +325,7 @@ SCRIPT = harness.Example("text_generation", Settings, TINY, load, build, harness
     ("--batch", click.IntRange(1), "Streams side by side."),
     ("--window", click.IntRange(1), "Steps that gradients go back."),
     harness.LR,
-    ("--decay", click.FloatRange(0.0, 1e9), "Weight decay of AdamW."),
+    ("--decay", Number(0.0, 1e9), "Weight decay of AdamW."),
     harness.CLIP,
 )
 @harness.run_options("the learning curve")
@@ -333,9 +333,7 @@ SCRIPT = harness.Example("text_generation", Settings, TINY, load, build, harness
     "--generate", type=click.IntRange(0), default=400, show_default=True, help="Characters to write at the end."
 )
 @click.option("--prompt", default="", help="What they shall follow.")
-@click.option(
-    "--temperature", type=click.FloatRange(0.0, 1e9), default=0.8, show_default=True, help="0: the likeliest."
-)
+@click.option("--temperature", type=Number(0.0, 1e9), default=0.8, show_default=True, help="0: the likeliest.")
 @click.option("--sample-seed", type=harness.SEED, default=0, show_default=True, help="Another sample.")
 @click.option("--top-k", type=click.IntRange(1), help="Choose among the k likeliest only.")
 def main(**options: Any) -> None:

@@ -36,7 +36,7 @@ import click
 import harness
 import harness_torch
 import numpy as np
-from harness import Failure, Run, Step
+from harness import Failure, Number, Run, Step
 from harness_torch import torch
 
 nn, functional = torch.nn, torch.nn.functional
@@ -574,8 +574,8 @@ SCRIPT = harness.Example("translation", Settings, TINY, load, build, harness_tor
     harness.CELL,
     harness.HIDDEN,
     ("--embedding", click.IntRange(1), "Size of a symbol's vector."),
-    ("--dropout", click.FloatRange(0.0, 1.0, max_open=True), "Of embeddings and before the output."),
-    ("--smoothing", click.FloatRange(0.0, 1.0), "Probability that training spreads over all symbols."),
+    ("--dropout", Number(0.0, 1.0, max_open=True), "Of embeddings and before the output."),
+    ("--smoothing", Number(0.0, 1.0), "Probability that training spreads over all symbols."),
     ("--pairs", click.IntRange(1), "Dates to make."),
     ("--columns", str, "Source and target among the columns of --data."),
     ("--unit", click.Choice(["characters", "words", "subwords"]), "What is read and written one by one."),

@@ -272,3 +272,12 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize("arguments", [["--ragged", "nan"], ["--reset", "nan"], ["--shape", "99999999999999,1,4,4"]])
+def test_bench_refuses_what_is_no_size(arguments: list[str]) -> None:
+    from rnnfast.cli.bench import command
+
+    result = CliRunner().invoke(command, ["--shape", "5,2,4,4", *arguments])
+    assert result.exit_code == 2
+    assert arguments[0] in result.output

@@ -314,3 +314,10 @@ def test_the_learning_rate(script):
     assert max(rates) == pytest.approx(0.01, rel=0.01)
     assert rates[100] == rates[-1] == pytest.approx(0.01 * 0.02)
     assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--clip", "--minutes", "--lr", "--dropout"])
+def test_not_a_number(script, option):
+    result = invoke(script, option, "nan")
+    assert result.exit_code == 2
+    assert option in result.output

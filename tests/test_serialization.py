@@ -565,3 +565,11 @@ def test_the_header_is_readable_json(path):
     assert header["module"]["children"][0] == {"class": "GRU", "config": GRU(IN, H, seed=0).config()}
     assert header["user"] == {"note": "hello"}
     assert header["dropout"]["1"] == {"seed": 1, "call_count": 0}
+
+
+def test_load_wants_a_module(tmp_path):
+    save(tmp_path / "a.safetensors", LSTM(2, 3, seed=0))
+    with pytest.raises(TypeError, match=r"module: expected a Module, got int"):
+        load(tmp_path / "a.safetensors", 3)
+    with pytest.raises(TypeError, match=r"path: expected a path, got int"):
+        load(3)

@@ -681,3 +681,10 @@ def test_lstm_wants_a_pair(no_kernel):  # noqa: F811
         rt.LSTM(3, 4)(torch.zeros(5, 2, 3), (torch.zeros(1, 2, 4), torch.zeros(1, 2, 5)))
     with pytest.raises(ValueError, match="proj_size"):
         rt.GRU(3, 4, proj_size=2)
+
+
+def test_what_is_not_here_is_said(no_kernel):
+    with pytest.raises(AttributeError, match=r"torch\.nn, or convert"):
+        rt.Linear  # noqa: B018
+    with pytest.raises(TypeError, match="expected a pair .* got 1 elements"):
+        rt.LSTM(2, 3)(torch.zeros(4, 1, 2), (torch.zeros(1, 1, 3),))

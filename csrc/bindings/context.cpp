@@ -119,7 +119,7 @@ class BackwardCall {
   }
 
   py::object fresh(int64_t size, Array3& target) const {
-    const py::array a = empty(config_.dtype, {config_.states(), forward_.batch, size});
+    py::array a = empty(config_.dtype, {config_.states(), forward_.batch, size});
     target = view3(a);
     return a;
   }

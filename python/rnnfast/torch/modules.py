@@ -181,7 +181,8 @@ class Layer(torch.nn.RNNBase):
         if self.mode != "LSTM":
             state = (state,)
         elif not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
+            got = f"{len(state)} elements" if isinstance(state, (tuple, list)) else type(state).__name__
+            raise TypeError(f"{name}: expected a pair (h, c), got {got}")
         for element in state:
             if not isinstance(element, Tensor):
                 raise TypeError(f"{name}: expected a Tensor, got {type(element).__name__}")
