@@ -683,7 +683,7 @@ def test_lstm_wants_a_pair(no_kernel):  # noqa: F811
         rt.GRU(3, 4, proj_size=2)
 
 
-def test_what_is_not_here_is_said(no_kernel):
+def test_what_is_not_here_is_said(no_kernel):  # noqa: F811
     with pytest.raises(AttributeError, match=r"torch\.nn, or convert"):
         rt.Linear  # noqa: B018
     with pytest.raises(TypeError, match="expected a pair .* got 1 elements"):
