@@ -323,3 +323,12 @@ def test_sequential_keeps_the_modes_of_its_children():
     theirs = to_torch(model)
     assert [m.training for m in theirs] == [True, False, True]
     assert [m.training for m in from_torch(theirs)] == [True, False, True]
+
+
+def test_from_torch_names_revert():
+    pytest.importorskip("torch")
+    import rnnfast.torch
+    from rnnfast.interop import from_torch
+
+    with pytest.raises(TypeError, match=r"rnnfast\.torch\.revert"):
+        from_torch(rnnfast.torch.LSTM(2, 3))

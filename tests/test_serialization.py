@@ -573,3 +573,15 @@ def test_load_wants_a_module(tmp_path):
         load(tmp_path / "a.safetensors", 3)
     with pytest.raises(TypeError, match=r"path: expected a path, got int"):
         load(3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("tied", 5), ("tied", {"weight": "nothing"}), ("module", 3), ("module", {"class": "Linear", "config": 3})],
+)
+def test_damaged_header_is_told_as_such(key, value, path):
+    save(path, Linear(IN, H))
+    header, arrays = read_file(path)
+    write_file(path, {**header, key: value}, arrays)
+    with pytest.raises(ValueError, match=f"{path.name}: damaged header: {key}"):
+        load(path)

@@ -235,7 +235,10 @@ def from_torch(module: Any) -> Any:
         return result
     own = TORCH_CLASSES.get(kind.__name__)
     if own is None or kind is not getattr(torch.nn, kind.__name__):
-        raise TypeError(f"module: expected one of torch.nn's {', '.join(TORCH_CLASSES)} or Sequential, got {kind}")
+        hint = "; rnnfast.torch.revert(module) makes it one" if kind.__module__.startswith("rnnfast.torch") else ""
+        raise TypeError(
+            f"module: expected one of torch.nn's {', '.join(TORCH_CLASSES)} or Sequential, got {kind}{hint}"
+        )
     for option in ("max_norm", "scale_grad_by_freq", "sparse"):
         if getattr(module, option, None):
             raise ValueError(f"module: expected an Embedding without {option}, got {module}")

@@ -143,6 +143,9 @@ def _restore(header: dict[str, Any], arrays: dict[str, Any], module: Module | No
             raise ValueError(f"optimizer: expected a file with the state of {type(optimizer).__name__}, got {found}")
     parameters = {name: array for name, array in arrays.items() if "/" not in name}
     tied: dict[str, str] = header["tied"]
+    for name, original in tied.items():
+        if not isinstance(original, str) or original not in parameters:
+            raise ValueError(f"damaged header: tied[{name!r}]: expected the name of a parameter, got {original!r:.60}")
     state = {**parameters, **{name: parameters[original] for name, original in tied.items()}}
     if module is None:
         module = rebuild(header["module"])
@@ -397,8 +400,32 @@ def _parse_header(path: Any, text: bytes) -> dict[str, Any]:
         )
     missing = {"library", "module", "tied", "dropout", "optimizer", "user"} - header.keys()
     if missing:
-        raise ValueError(f"{path}: expected a complete header, missing {sorted(missing)}")
+        raise ValueError(f"{path}: damaged header: missing {sorted(missing)}")
+    _check_header(path, header)
     return header
+
+
+def _check_header(path: Any, header: dict[str, Any]) -> None:
+    """Only the kinds of values; names are compared where the modules are known."""
+    for key, kind in (("module", dict), ("tied", dict), ("dropout", dict), ("library", str)):
+        if not isinstance(header[key], kind):
+            got = type(header[key]).__name__
+            raise ValueError(f"{path}: damaged header: {key}: expected a {kind.__name__}, got {got}")
+    _check_node(path, header["module"], "module")
+
+
+def _check_node(path: Any, node: Any, where: str) -> None:
+    if not isinstance(node, dict) or not isinstance(node.get("class"), str):
+        raise ValueError(f"{path}: damaged header: {where}: expected a dict with a class, got {node!r:.60}")
+    if "children" in node:
+        if not isinstance(node["children"], list):
+            raise ValueError(f"{path}: damaged header: {where}.children: expected a list, got {node['children']!r:.60}")
+        for i, child in enumerate(node["children"]):
+            _check_node(path, child, f"{where}.{i}")
+    elif "config" not in node:
+        raise ValueError(f"{path}: damaged header: {where}: expected config or children, got neither")
+    elif not isinstance(node["config"], (dict, type(None))):
+        raise ValueError(f"{path}: damaged header: {where}.config: expected a dict, got {node['config']!r:.60}")
 
 
 def _parse_arrays(path: Any, data: bytes) -> dict[str, Any]:
