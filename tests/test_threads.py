@@ -335,3 +335,8 @@ def test_cost_model_with_any_threads(restore_sharing: None) -> None:
             rnnfast.set_num_threads(threads)
             for name, value in results(functional, shaped, arrays).items():
                 np.testing.assert_allclose(value, truth[name], rtol=0, atol=1e-12 * max(1, np.abs(truth[name]).max()))
+
+
+def test_more_threads_than_any_machine_has() -> None:
+    with pytest.raises(ValueError, match="n: expected an integer from 1 to 4096, got 4097"):
+        rnnfast.set_num_threads(4097)

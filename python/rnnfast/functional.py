@@ -136,6 +136,9 @@ def _parameters(info: CellInfo, cell: str, given: dict[str, Any]) -> tuple[float
     return tuple(check_number(name, given[name]) for name in info.parameters)
 
 
+MAX_THREADS = 4096
+
+
 def _count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
@@ -544,4 +547,7 @@ def get_num_threads() -> int:
 
 def set_num_threads(n: int) -> None:
     """Set the most threads that a call may use. Results are bitwise repeatable for one thread count."""
-    _core.set_num_threads(_count("n", n))
+    count = _count("n", n)
+    if count > MAX_THREADS:
+        raise ValueError(f"n: expected an integer from 1 to {MAX_THREADS}, got {count}")
+    _core.set_num_threads(count)
