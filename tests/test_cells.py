@@ -205,3 +205,12 @@ def test_copies_config_repr(kinds):
 def test_bad_arguments_are_named(name, value, error):
     with pytest.raises(error, match=name):
         GRUCell(**{"input_size": IN, "hidden_size": H, name: value})
+
+
+def test_a_context_that_is_used_up_is_told_in_words():
+    cell = GRUCell(2, 3)
+    state, context = cell(np.zeros((1, 2), np.float32))
+    cell.backward(context, state)
+    with pytest.raises(RuntimeError, match="context: expected one that no backward has used") as told:
+        cell.backward(context, state)
+    assert "reserve" not in str(told.value)

@@ -472,3 +472,11 @@ def test_tied_embedding_and_head():
         model.load_state_dict(state)
     twin = copy.deepcopy(model)
     assert twin[0].weight is twin[1].weight
+
+
+def test_new_weights_drop_a_forward():
+    layer = Linear(3, 4)
+    y = layer(np.ones((2, 3), np.float32))
+    layer.load_state_dict(layer.state_dict())
+    with pytest.raises(RuntimeError, match="expected a forward in training mode"):
+        layer.backward(y)

@@ -705,3 +705,36 @@ def test_a_new_layer_is_a_constructor():
     np.testing.assert_array_equal(ours(x)[0], twin(x)[0])
     assert repr(ours) == "ReluNet(4, 5)"
     assert ours.config() == {"input_size": IN, "hidden_size": H, "seed": 0}
+
+
+@pytest.mark.parametrize("change", [lambda m: m.load_state_dict(m.state_dict()), lambda m: m.reset_parameters(1)])
+def test_new_weights_drop_a_forward(change):
+    layer = GRU(IN, H, seed=0)
+    x = random_x(layer, np.random.default_rng(0))
+    output, _ = layer(x)
+    change(layer)
+    with pytest.raises(RuntimeError, match="expected a forward in training mode"):
+        layer.backward(output)
+
+
+def test_weights_that_are_refused_keep_a_forward():
+    layer = GRU(IN, H, seed=0)
+    output, _ = layer(random_x(layer, np.random.default_rng(0)))
+    with pytest.raises(KeyError):
+        layer.load_state_dict({})
+    layer.backward(output)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_x_of_another_rank(batch_first):
+    wanted = r"\[B, T, I=4\]" if batch_first else r"\[T, B, I=4\]"
+    for shape in ((4,), (), (2, 2, 2, 4)):
+        with pytest.raises(ValueError, match=rf"x: expected shape {wanted} or \[T, I=4\], got"):
+            LSTM(4, 3, batch_first=batch_first)(np.zeros(shape, np.float32))
+
+
+def test_lengths_beyond_64_bits():
+    with pytest.raises(
+        ValueError, match=r"lengths: expected integers of 64 bits, got 1180591620717411303424, .* range"
+    ):
+        LSTM(2, 3)(np.zeros((4, 3, 2), np.float32), lengths=[2**70, 1, 1])

@@ -146,6 +146,9 @@ class Module:
     def _mode_changed(self) -> None:
         """Called after `training` was set; a layer that keeps packed weights makes or drops them here."""
 
+    def _weights_changed(self) -> None:
+        """Called after new weights were written; a layer drops here what it saved for `backward` under the old ones."""
+
     def state_dict(self) -> dict[str, Any]:
         """Copies of all parameters by path."""
         return {name: p.data.copy() for name, p in self.named_parameters(remove_duplicate=False)}
@@ -153,7 +156,7 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy values into the parameters; PyTorch's tensors are taken, too.
 
-        Everything is checked before the first is written.
+        Everything is checked before the first is written. A forward that waits for its `backward` is dropped.
 
         Raises
         ------
@@ -189,6 +192,8 @@ class Module:
                 check_writable(name, parameter.data)
             for parameter, value in values.values():
                 parameter.data[...] = value
+            for module, _ in modes:
+                module._weights_changed()
         finally:
             for module, training in modes:
                 module.training = training

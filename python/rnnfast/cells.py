@@ -132,13 +132,15 @@ class RecurrentCell(Recurrent):
             parameter.check_grad()
         if context.unbatched:
             grad_state = map_state(with_batch_axis("grad_state", 1, axis=0), grad_state)
-        grad_x, grad_hx, grad_weights = functional.backward(
-            context.context,
-            None,
-            map_state(with_batch_axis("grad_state", 2, axis=0), grad_state),
-            need_grad_x=need_grad_x,
-            retain=retain,
-        )
+        grad_state = map_state(with_batch_axis("grad_state", 2, axis=0), grad_state)
+        try:
+            grad_x, grad_hx, grad_weights = functional.backward(
+                context.context, None, grad_state, need_grad_x=need_grad_x, retain=retain
+            )
+        except RuntimeError as error:
+            raise RuntimeError(
+                "context: expected one that no backward has used, or only with retain=True, got one that is used up"
+            ) from error
         for parameter, grad in zip(context.parameters, grad_weights, strict=True):
             parameter.add_grad(grad)
         index: Any = (0, 0) if context.unbatched else 0

@@ -247,6 +247,8 @@ def _integer_array(name: str, value: Any, wanted: str, kinds: str) -> Any:
         array = np.asarray(value)
     except Exception as error:  # whatever a foreign object raises, or a ragged list
         raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__} ({error})") from None
+    if array.dtype.kind == "O" and array.size and all(isinstance(number, int) for number in array.flat):
+        raise ValueError(f"{name}: expected {wanted} of 64 bits, got {max(array.flat, key=abs)}, which is out of range")
     if array.dtype.kind not in kinds and array.size:
         raise TypeError(f"{name}: expected {wanted}, got dtype {array.dtype}")
     return array

@@ -48,6 +48,9 @@ class _Layer(Module):
         super().__init__()
         self._saved: Any = None
 
+    def _weights_changed(self) -> None:
+        self._saved = None
+
     def _take(self) -> Any:
         if self._saved is None:
             raise RuntimeError(

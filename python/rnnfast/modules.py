@@ -126,7 +126,8 @@ class RecurrentLayer(Recurrent):
             The valid steps of each row, zero allowed.
         reset : bool or 0/1 [T, B] ([B, T] with ``batch_first``), optional
             True starts a new segment at t: the state before t is replaced by `reset_state` or zero. With
-            ``reset[0]`` True, `reset_state` is an initial state that needs no batch axis of size B.
+            ``reset[0]`` True, `reset_state` is an initial state that needs no batch axis of size B. The reverse direction
+            is cut between t and t-1: there the state that comes from t is replaced before step t-1.
         reset_state : ndarray or Parameter, [L·D, B or 1, P], optional
             As `hx`, a pair for the LSTM. A `Parameter` accumulates its gradient in `backward`.
         return_states : bool
@@ -176,6 +177,10 @@ class RecurrentLayer(Recurrent):
         training: bool,
         **memory: Any,
     ) -> tuple[Any, ...]:
+        if isinstance(x, np.ndarray) and x.ndim not in (2, 3):
+            batched = "B, T" if self.batch_first else "T, B"
+            size = self.input_size
+            raise ValueError(f"x: expected shape [{batched}, I={size}] or [T, I={size}], got {list(x.shape)}")
         unbatched = getattr(x, "ndim", 3) == 2
         if unbatched:
             x, hx = x[:, None], map_state(with_batch_axis("hx", 2), hx)
@@ -268,6 +273,9 @@ class RecurrentLayer(Recurrent):
                 "had retain=True"
             )
         return self._last
+
+    def _weights_changed(self) -> None:
+        self._last = None
 
     def stream(self, batch_size: int) -> Stream:
         """A stream of single steps for `batch_size` rows, from a zero state, with the weights as they are now."""

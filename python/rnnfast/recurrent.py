@@ -83,7 +83,8 @@ class Recurrent(Module):
     def reset_parameters(self, seed: int | None = None) -> None:
         """Draw all weights anew, uniform in ±1/sqrt(H) as PyTorch does; not the same numbers as PyTorch's.
 
-        The draws are made in float64, so that the layers of one seed agree over dtypes up to rounding.
+        The draws are made in float64, so that the layers of one seed agree over dtypes up to rounding. A forward that
+        waits for its `backward` is dropped.
         """
         if not self.training:
             raise RuntimeError("reset_parameters: the weights are read-only in eval mode; call train() first")
@@ -91,6 +92,7 @@ class Recurrent(Module):
         bound = 1.0 / math.sqrt(self.hidden_size)
         for parameter in self._weight_parameters():
             parameter.data[...] = rng.uniform(-bound, bound, parameter.shape)
+        self._weights_changed()
 
     def _weight_parameters(self) -> list[Parameter]:
         parameters = self._parameters
