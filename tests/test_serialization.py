@@ -585,3 +585,25 @@ def test_damaged_header_is_told_as_such(key, value, path):
     write_file(path, {**header, key: value}, arrays)
     with pytest.raises(ValueError, match=f"{path.name}: damaged header: {key}"):
         load(path)
+
+
+def test_errors_of_the_system_show_the_path_that_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    long = "x" * 300
+    with pytest.raises(OSError, match=long) as told:
+        save(long, LSTM(2, 3))
+    assert told.value.filename == long
+    assert ".tmp" not in str(told.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_optimizer_of_another_module(path):
+    model = LSTM(2, 3, seed=0)
+    save(path, model, optimizer=Adam(model.parameters()))
+    other = LSTM(2, 3, seed=1)
+    before = other.state_dict()
+    with pytest.raises(ValueError, match="optimizer: expected one over parameters of module, got Adam"):
+        load(path, other, optimizer=Adam(model.parameters()))
+    for name, value in other.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+    load(path, other, optimizer=Adam(other.parameters()))

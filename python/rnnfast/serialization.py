@@ -152,6 +152,7 @@ def _restore(header: dict[str, Any], arrays: dict[str, Any], module: Module | No
         _tie(module, tied)
     else:
         _check_kind(header["module"], describe(module), "module")
+        _check_optimizer(optimizer, module)
     children = dict(module.named_modules(remove_duplicate=False))
     dropout = [(children[name], int(v["seed"]), int(v["call_count"])) for name, v in header["dropout"].items()]
     before = None if optimizer is None else optimizer.state_dict()
@@ -166,6 +167,15 @@ def _restore(header: dict[str, Any], arrays: dict[str, Any], module: Module | No
     for child, seed, call_count in dropout:
         child.seed, child.call_count = seed, call_count
     return Checkpoint(module, optimizer_state, user, str(header["library"]))
+
+
+def _check_optimizer(optimizer: Any, module: Module) -> None:
+    """It may have more parameters than the module, or some of them; with none of them it is another module's."""
+    trained = getattr(optimizer, "parameters", ())
+    if trained and not {id(p) for p in trained} & {id(p) for p in module.parameters()}:
+        raise ValueError(
+            f"optimizer: expected one over parameters of module, got {type(optimizer).__name__} with none of them"
+        )
 
 
 # Modules -------------------------------------------------------------------------------------------------------------
@@ -332,7 +342,13 @@ def write_file(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: 
     size = int.from_bytes(data[:8], "little")
     if size > MAX_HEADER:
         raise ValueError(f"user: expected less than {MAX_HEADER} bytes beside the arrays, got {size}")
-    _replace(os.path.realpath(_path_of(path)), data)  # of a link, the target is replaced
+    given = _path_of(path)
+    try:
+        _replace(os.path.realpath(given), data)  # of a link, the target is replaced
+    except OSError as error:
+        if error.errno is None:  # told by _replace itself
+            raise
+        raise OSError(error.errno, error.strerror, given) from error  # not the name of the temporary file
 
 
 def _replace(path: str, data: bytes) -> None:
