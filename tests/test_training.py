@@ -7,6 +7,7 @@ import pytest
 
 from rnnfast import functional
 from rnnfast.base import Module
+from rnnfast.layers import Linear, Sequential
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.training import Window, gradient_flow, tbptt
 
@@ -323,3 +324,24 @@ def test_flow_refuses(layer, x):
     output, _ = layer(x)
     with pytest.raises(ValueError, match="grad_output"):
         gradient_flow(layer, output[1:])
+
+
+@pytest.mark.parametrize("module", [Sequential(LSTM(IN, H)), Linear(IN, H)])
+def test_a_module_without_a_state_is_refused_at_once(module, x):
+    with pytest.raises(TypeError, match=rf"module: .* \(x, state\) .* got {type(module).__name__}"):
+        tbptt(module, x, 4)
+
+
+def test_a_module_that_returns_no_state_is_refused(x):
+    class Output(Module):
+        def forward(self, x, state):
+            return x
+
+    with pytest.raises(TypeError, match=r"module: .* returns \(output, state\), got Output"):
+        next(tbptt(Output(), x, 4))
+
+
+def test_windows_show_shapes(layer, x):
+    text = repr(next(tbptt(layer, x, 4)))
+    assert text.startswith(f"Window(start=0, stop=4, x=[4, {B}, {IN}], output=[4, {B}, {H}], state=")
+    assert len(text) < 150

@@ -5,6 +5,7 @@ Both stand on the modules' public calls and on `functional`; no time loop is her
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -27,6 +28,17 @@ class Window(NamedTuple):
     stop: int
     output: Any
     state: Any  # after the window, or after a row's end within it
+
+    def __repr__(self) -> str:
+        state = ", ".join(map(_shape, self.state)) if isinstance(self.state, tuple) else _shape(self.state)
+        return (
+            f"Window(start={self.start}, stop={self.stop}, x={_shape(self.x)}, output={_shape(self.output)}, "
+            f"state={f'({state})' if isinstance(self.state, tuple) else state})"
+        )
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if hasattr(value, "shape") else type(value).__name__
 
 
 def tbptt(
@@ -89,6 +101,7 @@ def tbptt(
     window, burn_in = check_int("window", window), check_int("burn_in", burn_in, minimum=0)
     if not isinstance(module, Module):
         raise TypeError(f"module: expected a Module, got {type(module).__name__}")
+    _check_takes_state(module)
     if any(getattr(m, "bidirectional", False) for m in module.modules()):
         raise ValueError(
             "module: expected one direction, got a bidirectional layer, whose state cannot be carried over"
@@ -97,6 +110,19 @@ def tbptt(
         raise ValueError(f"x: expected an array [T, B, ...] or [T, I], got {getattr(x, 'shape', type(x).__name__)}")
     steps = _Steps(module, x, lengths, reset, options)
     return _windows(steps, window, burn_in, state)
+
+
+def _check_takes_state(module: Module) -> None:
+    try:
+        inspect.signature(module.forward).bind(None, None)
+    except TypeError:
+        raise _carries_no_state(module) from None
+
+
+def _carries_no_state(module: Module) -> TypeError:
+    return TypeError(
+        f"module: expected one whose forward takes (x, state) and returns (output, state), got {type(module).__name__}"
+    )
 
 
 def _windows(steps: _Steps, window: int, burn_in: int, state: Any) -> Iterator[Window]:
@@ -149,7 +175,10 @@ class _Steps:
         return options
 
     def run(self, start: int, stop: int, state: Any) -> tuple[Any, ...]:
-        return tuple(self.module(self.take(start, stop), state, **self.call_options(start, stop)))
+        result = self.module(self.take(start, stop), state, **self.call_options(start, stop))
+        if not isinstance(result, tuple) or len(result) < 2:
+            raise _carries_no_state(self.module)
+        return result
 
     def skip(self, start: int, stop: int, state: Any) -> Any:
         """The state after [start, stop), run from `state` without gradient."""
