@@ -224,18 +224,25 @@ def test_contenders_by_name_and_by_file(tmp_path: Path) -> None:
 # --- the child process -----------------------------------------------------------------------------------------------
 
 
-def test_a_rival_process_loads_no_extension_module(tmp_path: Path) -> None:
-    spy = tmp_path / "spy.py"
-    spy.write_text(
-        "import sys\n"
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc/PID/maps here")
+def test_a_rival_process_loads_no_extension_module() -> None:
+    for name, loads in (("numpy", False), ("rnnfast", True)):
+        with contender.Contender(name, threads=1) as child:
+            assert child.open() is None
+            assert ("/_core." in Path(f"/proc/{child._process.pid}/maps").read_text()) is loads
+
+
+def test_a_file_may_be_about_this_package(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import rnnfast\n"
         "def available(device):\n"
-        "    return ' '.join(name for name in sys.modules if name.startswith('rnnfast._'))\n"
+        "    return repr(rnnfast.LSTM(2, 3))\n"
         "def version():\n"
-        "    return '0'\n"
+        "    return rnnfast.__version__\n"
     )
-    with contender.Contender(str(spy), threads=1) as child:
-        loaded = (child.open() or "").split()
-    assert "rnnfast._core" not in loaded
+    with contender.Contender(str(own), threads=1) as child:
+        assert child.open() == "LSTM(2, 3)"
 
 
 def test_errors_come_back_and_the_child_goes_on() -> None:

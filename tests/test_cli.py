@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,6 +155,12 @@ def test_options_choose_and_change_rows() -> None:
     assert any(row.name == "GRU 64,32,256,256 x2 ragged 0.5" for row in made.rows)
 
 
+def test_streamed_steps_beside_others_are_noted() -> None:
+    assert plan(suite="quick", ragged=0.5).note == "streamed steps run without --ragged"
+    assert plan(suite="quick", modes=("infer",), ragged=0.5).note == ""
+    assert plan(suite="quick", modes=("step",), layers=2).note == ""
+
+
 def test_the_relu_row_belongs_to_the_cell_rnn() -> None:
     assert {row.cell for row in plan(suite="real", cells=("rnn",)).rows} == {"rnn", "rnn_relu"}
 
@@ -181,6 +188,9 @@ def test_the_gpu_suite_is_on_the_gpu() -> None:
         (["--against", "tensorflow"], "tensorflow"),
         (["--json", "/no/such/folder/a.json"], "folder"),
         (["--suite", "all"], "quick"),
+        (["--mode", "step", "--ragged", "0.5", "--bidirectional"], "--ragged, --bidirectional: expected rows"),
+        (["--mode", "step", "--reset", "0.1"], "--reset: expected rows"),
+        (["--layers", "4096"], "--layers"),
     ],
 )
 def test_a_bad_option_is_a_usage_error(arguments: list[str], named: str) -> None:
@@ -206,6 +216,12 @@ def test_times_have_three_digits(seconds: float, text: str) -> None:
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_beyond_the_memory_is_refused_in_words() -> None:
+    done = invoke("bench", "--cell", "lstm", "--mode", "infer", "--shape", "2000000000,1000,1000,4")
+    assert done.exit_code == 1
+    assert re.search(r"memory: expected arrays that fit the memory of \S+ GB, got \S+ GB at least", done.output)
 
 
 def test_a_tiny_run_checks_and_records(tmp_path: Path) -> None:

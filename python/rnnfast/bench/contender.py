@@ -30,8 +30,8 @@ _THREAD_VARIABLES = (
 _WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _TIMEOUT = 900.0  # seconds for one answer; a compilation of a long row may take minutes
 
-# The child gets the parent's module path. A rival finds an empty `rnnfast` package in the place of this one, so that
-# its process loads neither the extension modules nor their threads.
+# The child gets the parent's module path. A built-in rival finds an empty `rnnfast` package in the place of this one, so
+# that its process loads neither the extension modules nor their threads; a file may well be about rnnfast itself.
 _PROGRAM = """
 import json, sys, types
 setup = json.loads(sys.argv[1])
@@ -115,7 +115,7 @@ class Contender:
             "threads": self.threads,
             "device": self.device,
             "parent": os.getpid(),
-            "bare": self.name != "rnnfast",
+            "bare": self.name != "rnnfast" and not self.name.endswith(".py"),
             "sys_path": sys.path,
             "package_path": list(package_path),
         }

@@ -99,6 +99,13 @@ def useful_flops(row: Row, row_steps: int) -> float:
     return float(a_row_step) * row_steps * (_TRAIN_FACTOR if row.mode == "train" else 1)
 
 
+def least_bytes(row: Row) -> int:
+    """Memory that the check of a row needs at least: x, output and weights, drawn in float32 and held in float64."""
+    sequence = row.T * row.B * (row.I + row.directions * row.H)
+    weights = sum(row.gates * row.H * (inputs + row.H) for inputs in row.layer_inputs()) * row.directions
+    return (4 + 8) * (sequence + weights)
+
+
 def recurrent_weights(row: Row) -> int:
     """The number of weights that one step reads again: W_hh, and W_ih too where there is no time to batch it over."""
     inputs = row.layer_inputs() if row.T == 1 else [0] * row.layers

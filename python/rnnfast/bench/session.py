@@ -15,10 +15,10 @@ from . import check
 from .arrays import row_steps
 from .contender import Contender, ContenderError
 from .floor import Level, Machine, floor_seconds
-from .machine import load_average, provenance
+from .machine import load_average, memory_bytes, provenance
 from .records import Record, make_record
 from .rivals import REDUCED_PRECISION, label
-from .rows import Row
+from .rows import Row, least_bytes
 
 OWN = "rnnfast"
 
@@ -133,7 +133,13 @@ class Session:
 
     def run(self, row: Row) -> Outcome:
         """Check and time one row. Contenders that fail or cannot run it are left out, and named in the outcome."""
-        outcome = Outcome(row, floor=floor_seconds(row, row_steps(row), self.measurements.machine))
+        outcome = Outcome(row)
+        needed, present = least_bytes(row), memory_bytes()
+        if needed > present:
+            wanted = f"arrays that fit the memory of {present / 1e9:.3g} GB"
+            outcome.failures["memory"] = f"expected {wanted}, got {needed / 1e9:.3g} GB at least"
+            return outcome
+        outcome.floor = floor_seconds(row, row_steps(row), self.measurements.machine)
         self.tell("computing the truth")
         try:
             self._living_truth().ask("truth", row=asdict(row), path=self._path)

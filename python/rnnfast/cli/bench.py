@@ -38,6 +38,7 @@ class Plan:
     rounds: int
     json: Path | None
     plot: Path | None
+    note: str = ""  # what the options cannot do for some of the rows
 
     @property
     def contenders(self) -> tuple[str, ...]:
@@ -57,7 +58,7 @@ class Plan:
 @click.option(
     "--shape", "shapes", type=SHAPE, multiple=True, metavar="T,B,I,H", help="A shape of your own; repeatable."
 )
-@click.option("--layers", type=click.IntRange(1), help="Stacked layers.")
+@click.option("--layers", type=click.IntRange(1, 4095), help="Stacked layers.")
 @click.option("--bidirectional", is_flag=True, help="Both directions.")
 @click.option("--ragged", type=Share(0, 1, min_open=True), metavar="FRACTION", help="Mean length over T.")
 @click.option("--reset", type=Share(0, 1), metavar="RATE", help="Probability of a reset, each row and step.")
@@ -102,14 +103,17 @@ def make_plan(options: dict[str, Any]) -> Plan:
     rows = _choose_rows(options)
     if not rows:
         raise click.UsageError("no row of the suite fits --cell and --mode")
+    note = _not_for_steps(options, rows)
     threads = options["threads"] or _default_threads()
-    return Plan(rows, against, threads, options["rounds"], options["json_path"], options["plot_path"])
+    return Plan(rows, against, threads, options["rounds"], options["json_path"], options["plot_path"], note)
 
 
 def run(plan: Plan, console: Console) -> int:
     """Run the plan, show and write what came of it; the exit status."""
     outcomes: list[Outcome] = []
     status = 0
+    if plan.note:
+        console.print(f"[dim]{escape(plan.note)}")
     with (
         progress_bar(console, len(plan.rows)) as (tell, advance),
         Session(plan.contenders, plan.threads, plan.device, plan.rounds, tell) as session,
@@ -157,6 +161,18 @@ def _changed(row: Row, changes: dict[str, Any]) -> Row:
         changes = {name: value for name, value in changes.items() if name in ("layers", "dtype", "device")}
     new = row.with_(**changes)
     return new.with_(name=shape_name(new)) if row.name == shape_name(row) else new
+
+
+def _not_for_steps(options: dict[str, Any], rows: Sequence[Row]) -> str:
+    """A note that streamed steps go without some of the options; click.UsageError where there is nothing else."""
+    given = [f"--{name}" for name in ("ragged", "reset") if options[name] is not None]
+    given += ["--bidirectional"] if options["bidirectional"] else []
+    steps = [row.mode == "step" for row in rows]
+    if not given or not any(steps):
+        return ""
+    if all(steps):
+        raise click.UsageError(f"{', '.join(given)}: expected rows of --mode infer or train, got streamed steps alone")
+    return f"streamed steps run without {', '.join(given)}"
 
 
 def _default_threads() -> int:
