@@ -504,7 +504,10 @@ def check_outputs(options: dict[str, Any], *others: str) -> None:
 
 
 def begin(example: Example, options: dict[str, Any]) -> tuple[Run, Any]:
-    """A new run or the one in the file of --save, and the data, which are None for a finished run that needs none."""
+    """A new run or the one in the file of --save, and the data, which are None for a finished run.
+
+    A finished run needs no data; where some are named all the same, they must be its own.
+    """
     path, given = options["path"], given_settings(example, options)
     if not (options["resumed"] and path is not None and path.exists()):
         settings = example.settings(**given)
@@ -515,12 +518,13 @@ def begin(example: Example, options: dict[str, Any]) -> tuple[Run, Any]:
         if value != getattr(run.settings, name):
             flag = name.replace("_", "-")
             raise Failure(f"--{flag}: expected {getattr(run.settings, name)}, as {path} was begun, got {value}")
-    if run.test is not None:
+    finished = run.test is not None
+    if finished and not (options.get("file") or options.get("data")):
         return run, None
     data = example.load(run.settings, options)
     if data.digest != run.digest:
         raise Failure(f"{data.name}: expected the data that {path} was begun with, got another")
-    return run, data
+    return run, None if finished else data
 
 
 def given_settings(example: Example, options: dict[str, Any]) -> dict[str, Any]:

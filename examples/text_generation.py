@@ -105,12 +105,13 @@ def standard_library(limit: int) -> tuple[str, str]:
     return f"the standard library of Python {sys.version.split()[0]}", characters[:limit]
 
 
-def prepare(name: str, characters: str, settings: Settings) -> Text:
-    """Split into train, valid and test; symbols are those of the training part."""
+def prepare(name: str, characters: str, settings: Settings, limit: int | None = None) -> Text:
+    """Split into train, valid and test; symbols are those of the training part. `limit`: what cut the text, to say so."""
     least = max(2000, 2 * settings.batch * settings.window)
     if len(characters) < least:
         reason = f"for --batch {settings.batch} and --window {settings.window}"
-        raise Failure(f"{name}: expected at least {least} characters {reason}, got {len(characters)}")
+        cause = f" (--limit {limit})" if limit == len(characters) else ""
+        raise Failure(f"{name}: expected at least {least} characters {reason}, got {len(characters)}{cause}")
     codes = np.frombuffer(characters.encode("utf-32-le", "replace"), np.uint32)
     bounds = [len(codes) * share // 20 for share in (17, 18)]
     train, valid, test = np.split(codes, bounds)
@@ -303,9 +304,9 @@ def describe(run: Run, text: Text) -> str:
 
 def load(settings: Settings, options: dict[str, Any]) -> Text:
     if options["file"] and options["data"]:
-        raise click.UsageError("FILE and --data are the same; name one")
+        raise click.UsageError("FILE and --data name the same thing; give one")
     limit = options["limit"] or (TINY_TEXT if options["tiny"] else None)
-    return prepare(*read_text(options["file"] or options["data"], limit), settings)
+    return prepare(*read_text(options["file"] or options["data"], limit), settings, options["limit"])
 
 
 SCRIPT = harness.Example("text_generation", Settings, TINY, load, build, harness.ChainFiles())

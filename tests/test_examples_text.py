@@ -241,12 +241,28 @@ def test_resuming_something_else_is_refused(script, text, tmp_path, monkeypatch)
     assert path.read_bytes() == before
 
 
+def test_a_finished_run_is_of_its_own_text(script, text, tmp_path):
+    finished = "--save", tmp_path / "model", "--resume", "--generate", 0
+    assert invoke(script, text, *finished).exit_code == 0
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text()[::-1])
+    assert "expected the data that" in refused(script, other, *finished)
+    assert "expected the data that" in refused(script, "--data", other, *finished)
+    assert "trained already" in invoke(script, *finished).output
+
+
+def test_a_limit_that_leaves_too_little_is_named(script, text):
+    assert "got 7 (--limit 7)" in refused(script, text, "--limit", 7)
+    text.write_text("short")
+    assert "--limit" not in refused(script, text, "--limit", 7)
+
+
 def test_outputs_are_checked_first(script, text, tmp_path):
     nowhere = tmp_path / "none" / "file"
     assert "expected an existing folder" in refused(script, text, "--save", nowhere)
     assert "expected an existing folder" in refused(script, text, "--plot", nowhere)
     assert "--resume needs --save" in refused(script, text, "--resume")
-    assert "name one" in refused(script, text, "--data", text)
+    assert "FILE and --data name the same thing" in refused(script, text, "--data", text)
     assert "device" in refused(script, text, "--device", "abacus")
 
 
