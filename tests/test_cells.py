@@ -214,3 +214,11 @@ def test_a_context_that_is_used_up_is_told_in_words():
     with pytest.raises(RuntimeError, match="context: expected one that no backward has used") as told:
         cell.backward(context, state)
     assert "reserve" not in str(told.value)
+
+
+@pytest.mark.parametrize("nothing", [None, (None, None)])
+def test_backward_of_nothing(nothing):
+    cell = LSTMCell(2, 3)
+    _, context = cell(np.zeros((1, 2), np.float32))
+    with pytest.raises(ValueError, match="grad_state: expected a gradient of the state, got None"):
+        cell.backward(context, nothing)

@@ -29,8 +29,8 @@ LATER = ("torch", "rich", "click", "safetensors", "cupy", "matplotlib", "onnxrun
         """
 import rnnfast
 lstm = rnnfast.LSTM(2, 3, seed=0)
-lstm(numpy.zeros((4, 1, 2), "float32"))
-lstm.backward()
+output, _ = lstm(numpy.zeros((4, 1, 2), "float32"))
+lstm.backward(output)
 rnnfast.clip_grad_norm_(lstm.parameters(), 1.0)
 rnnfast.optim.Adam(lstm.parameters()).step()
 """,

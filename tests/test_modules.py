@@ -221,8 +221,8 @@ def test_order_of_calls():
     x = random_x(layer, np.random.default_rng(0))
     with pytest.raises(RuntimeError, match="backward: expected a forward in training mode"):
         layer.backward()
-    layer(x)
-    layer.backward()
+    output, _ = layer(x)
+    layer.backward(output)
     with pytest.raises(RuntimeError, match="retain"):
         layer.backward()
     layer.eval()
@@ -738,3 +738,13 @@ def test_lengths_beyond_64_bits():
         ValueError, match=r"lengths: expected integers of 64 bits, got 1180591620717411303424, .* range"
     ):
         LSTM(2, 3)(np.zeros((4, 3, 2), np.float32), lengths=[2**70, 1, 1])
+
+
+def test_backward_of_nothing():
+    layer = LSTM(2, 3, seed=0)
+    output, _ = layer(np.zeros((4, 1, 2), np.float32))
+    for state in (None, (None, None)):
+        with pytest.raises(ValueError, match="expected grad_output, grad_state or grad_states"):
+            layer.backward(None, state, grad_states=state)
+    assert all(p.grad is None for p in layer.parameters())
+    layer.backward(output)  # the forward is still there

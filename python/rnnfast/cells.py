@@ -27,7 +27,7 @@ from . import functional
 from ._arrays import check_choice
 from .base import Parameter
 from .modules import NONLINEARITIES
-from .recurrent import Recurrent, cell_weight_shapes, map_state, with_batch_axis
+from .recurrent import Recurrent, cell_weight_shapes, is_missing, map_state, with_batch_axis
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell", "RecurrentCell"]
 
@@ -109,7 +109,7 @@ class RecurrentCell(Recurrent):
         ----------
         context : CellContext
         grad_state : as `state`
-            The gradient of the state that the step returned; either element of the LSTM's pair may be None.
+            The gradient of the state that the step returned; one element of the LSTM's pair may be None.
         need_grad_x : bool
             False saves the gradient of x, which is None then.
         retain : bool
@@ -128,6 +128,8 @@ class RecurrentCell(Recurrent):
         """
         if not isinstance(context, CellContext):
             raise TypeError(f"context: expected one of a step in training mode, got {type(context).__name__}")
+        if is_missing(grad_state):
+            raise ValueError("grad_state: expected a gradient of the state, got None")
         for parameter in context.parameters:
             parameter.check_grad()
         if context.unbatched:

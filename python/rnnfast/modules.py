@@ -21,7 +21,7 @@ import numpy as np
 from . import functional
 from ._arrays import check_choice, check_flag, check_number, check_size
 from .base import Parameter
-from .recurrent import Recurrent, cell_weight_shapes, map_state, with_batch_axis
+from .recurrent import Recurrent, cell_weight_shapes, is_missing, map_state, with_batch_axis
 from .stream import Stream
 
 __all__ = ["GRU", "LSTM", "RNN", "LeakyRNN", "RecurrentLayer"]
@@ -232,7 +232,7 @@ class RecurrentLayer(Recurrent):
         grad_output : ndarray, shape of `output`, optional
             What lies past a row's end is ignored, NaN too.
         grad_state, grad_states : as `state` and `states`, optional
-            For the LSTM either element of a pair may be None. What is missing is zero.
+            For the LSTM either element of a pair may be None. What is missing is zero; one at least must be there.
         need_grad_x : bool
             False saves the gradient of x, which is None then.
         retain : bool
@@ -247,9 +247,11 @@ class RecurrentLayer(Recurrent):
         RuntimeError
             There was no forward in training mode, or it was used without ``retain``.
         ValueError, TypeError
-            A gradient has the wrong shape or dtype; nothing has been added.
+            No gradient is given, or one has the wrong shape or dtype; nothing has been added.
         """
         last = self.last_pass("backward")
+        if all(map(is_missing, (grad_output, grad_state, grad_states))):
+            raise ValueError("backward: expected grad_output, grad_state or grad_states, got none of them")
         trained = [*last.parameters, *_parameters_in(last.reset_state)]
         for parameter in trained:
             parameter.check_grad()

@@ -20,6 +20,7 @@ from .base import Module, Parameter
 __all__ = [
     "Recurrent",
     "cell_weight_shapes",
+    "is_missing",
     "map_state",
     "with_batch_axis",
 ]
@@ -222,6 +223,12 @@ def map_state(function: Callable[[Any], Any], state: Any) -> Any:
     if isinstance(state, (tuple, list)):
         return tuple(None if element is None else function(element) for element in state)
     return None if state is None else function(state)
+
+
+def is_missing(state: Any) -> bool:
+    """Whether a state, or the gradient of one, is None altogether."""
+    elements = state if isinstance(state, (tuple, list)) else (state,)
+    return all(element is None for element in elements)
 
 
 def with_batch_axis(name: str, rank: int, axis: int = 1) -> Callable[[Any], Any]:
