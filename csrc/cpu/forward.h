@@ -52,9 +52,9 @@ template <class T, int MR, int U, int G>
 RNNFAST_FN Ahead<T> lines_ahead(const T* weights, int64_t stride, Range blocks, int64_t block, int64_t row,
                                 int64_t rows) {
   constexpr int W = Vec<T>::kLanes, kMost = max_rows(G), kLines = U * G;
-  const int64_t tiles = (rows + kMost - 1) / kMost, tile = row * tiles / rows;
-  if (tiles < 2 || (blocks.end - blocks.begin) * stride * int64_t(sizeof(T)) < kPanelsInCache)
+  if (rows <= kMost || (blocks.end - blocks.begin) * stride * int64_t(sizeof(T)) < kPanelsInCache)
     return {nullptr, nullptr};
+  const int64_t tiles = (rows + kMost - 1) / kMost, tile = row * tiles / rows;
   const T* next = weights + (block + U < blocks.end ? block + U : blocks.begin) * stride;
   const auto line = [&](int64_t n) { return n < kLines ? next + n / G * stride + n % G * W : nullptr; };
   if (tiles >= kLines) return {line(tile), line(tile)};

@@ -15,6 +15,7 @@ RNNFAST_BEGIN
 template <class T>
 struct ChunkRows {
   int64_t t, begin, end, kept;
+  RNNFAST_FN int64_t count() const { return end - begin; }
 };
 
 // The gradients of the gates as the left operand of a product.
@@ -83,13 +84,8 @@ class WeightGradient {
   }
 
  private:
-  struct Product {
-    int64_t t, begin, end, kept;
-    int64_t count() const { return end - begin; }
-  };
-
   // `done` rows of the same steps came before. The first product of all replaces what was in the sums.
-  void add(const Product& rows, int64_t done) {
+  void add(const ChunkRows<T>& rows, int64_t done) {
     for (int k = 0; k < 2; ++k) {
       const bool recurrent = k == 1;
       fill_rows(rows, recurrent);
@@ -111,7 +107,7 @@ class WeightGradient {
   }
 
   template <int U>
-  void matrix(const Product& rows, int64_t block, bool recurrent) {
+  void matrix(const ChunkRows<T>& rows, int64_t block, bool recurrent) {
     const int64_t width = recurrent ? item_.P : item_.I, block_stride = width * G * W;
     T* const sums = (recurrent ? sums_.w_hh : sums_.w_ih) + block * block_stride;
     const T* gates = slot_of<Cell>(item_, block, rows.kept) + (recurrent ? R * W : 0);
@@ -136,7 +132,7 @@ class WeightGradient {
     });
   }
 
-  void bias(const Product& rows, int64_t block) {
+  void bias(const ChunkRows<T>& rows, int64_t block) {
     V part[S];
     RNNFAST_UNROLL
       for (int s = 0; s < S; ++s) part[s] = V(T(0));
@@ -151,7 +147,7 @@ class WeightGradient {
   }
 
   // dW_hr = sum_r dh_r (o tanh c)_r^T: plain rows on both sides, and few of them.
-  void projection(const Product& rows, int64_t block, int64_t done) {
+  void projection(const ChunkRows<T>& rows, int64_t block, int64_t done) {
     const int64_t lanes = Blocks<T>::lanes(item_.H, block), P = item_.P;
     T* const sums = sums_.w_hr + block * P * W;
     if (first_)
@@ -164,7 +160,7 @@ class WeightGradient {
   }
 
   // Addresses of the rows' inputs, or of their previous h.
-  void fill_rows(const Product& rows, bool recurrent) {
+  void fill_rows(const ChunkRows<T>& rows, bool recurrent) {
     const Schedule& schedule = item_.schedule;
     for (int64_t r = rows.begin, t = rows.t; r < rows.end; ++t) {
       const int64_t row0 = offset(schedule, t), stop = least(rows.end, row0 + active(schedule, t));

@@ -32,9 +32,9 @@ RNNFAST_FN int64_t now_ns() {
 // How long a thread has waited for others in this call, but for the shortest waits.
 struct Waiting {
   int64_t start, waited = 0;
-  int64_t patience;  // nanoseconds, see Barrier::leave_behind
+  int64_t patience;  // nanoseconds after which waiting may be in vain; negative: it always is (tests)
 
-  RNNFAST_FN bool in_vain() const { return waited >= patience && 2 * waited >= now_ns() - start; }
+  RNNFAST_FN bool in_vain() const { return patience < 0 || (waited >= patience && 2 * waited >= now_ns() - start); }
 };
 
 // Counts arrivals; the last one opens the next generation. Waiting spins a while, then yields: with more threads than
@@ -53,7 +53,7 @@ struct Barrier {
   // Returns the rank of the member that goes on alone, or -1.
   RNNFAST_FN int64_t wait(int32_t members, int64_t rank, Waiting& waiting, bool may_leave) {
     const uint32_t now = __atomic_load_n(&generation, __ATOMIC_ACQUIRE);
-    if (may_leave && waiting.waited >= waiting.patience && waiting.in_vain()) leave_behind(now, rank);
+    if (may_leave && waiting.in_vain()) leave_behind(now, rank);
     if (__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == members) {
       __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);
       __atomic_store_n(&generation, now + 1, __ATOMIC_RELEASE);
