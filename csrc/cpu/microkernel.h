@@ -12,8 +12,6 @@
 
 RNNFAST_BEGIN
 
-#define RNNFAST_UNROLL _Pragma("GCC unroll 32")
-
 // Rows of the largest tile with panels of G gates: as many as the registers allow, beside the weights and one broadcast. A
 // panel of one gate may be 4, 2 or 1 blocks wide: the rows are those of the widest, so that a result does not depend on how
 // the blocks are shared between threads. For the same reason so are the partial sums.

@@ -13,7 +13,7 @@ RNNFAST_BEGIN
 
 template <class T, class Cell>
 class Packer {
-  static constexpr int64_t W = Vec<T>::kLanes;
+  static constexpr int64_t W = Vec<T>::kLanes, kGroup = 8;
   static constexpr int G = Cell::kGates, S = Cell::kSlots, R = Cell::kRecurrent;
 
  public:
@@ -22,14 +22,12 @@ class Packer {
   int64_t blocks() const { return Blocks<T>::count(job_.kind == PackJob<T>::kRows ? job_.K : job_.rows); }
 
   void run(Range blocks) const {
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      if (job_.kind == PackJob<T>::kBias)
-        bias(block);
-      else if (job_.kind == PackJob<T>::kColumns)
-        columns(block);
-      else
-        rows(block);
-    }
+    if (job_.kind == PackJob<T>::kRows)
+      for (int64_t block = blocks.begin; block < blocks.end; block += kGroup)
+        rows({block, least(block + kGroup, blocks.end)});
+    else
+      for (int64_t block = blocks.begin; block < blocks.end; ++block)
+        job_.kind == PackJob<T>::kBias ? bias(block) : columns(block);
   }
 
  private:
@@ -41,38 +39,46 @@ class Packer {
     return job_.source + gate * job_.rows * job_.row_stride;
   }
 
-  // A transposition: done in strips of k, so that the lines being written stay in the first cache.
+  // A transposition, square by square; in strips of k, so that the lines being written stay in the first cache.
   void columns(int64_t block) const {
-    constexpr int64_t kStrip = 32;
+    constexpr int64_t kStrip = most(64, W);
     const int64_t lanes = Blocks<T>::lanes(job_.rows, block), step = gates() * W;
     T* const target = job_.target + block * job_.K * step;
-    for (int64_t k0 = 0; k0 < job_.K; k0 += kStrip) {
-      const int64_t k1 = least(k0 + kStrip, job_.K);
-      for (int g = 0; g < gates(); ++g)
-        for (int64_t lane = 0; lane < W; ++lane) {
-          const T* row = gate_rows(g) + (block * W + lane) * job_.row_stride;
-          T* out = target + g * W + lane;
-          if (lane < lanes)
-            for (int64_t k = k0; k < k1; ++k) out[k * step] = row[k * job_.column_stride];
-          else
-            for (int64_t k = k0; k < k1; ++k) out[k * step] = T(0);
-        }
-    }
+    for (int64_t strip = 0; strip < job_.K; strip += kStrip)
+      for (int g = 0; g < gates(); ++g) {
+        const T* rows = gate_rows(g) + block * W * job_.row_stride;
+        for (int64_t k = strip; k < least(strip + kStrip, job_.K); k += W) square(rows, lanes, k, target + g * W, step);
+      }
   }
 
-  void rows(int64_t block) const {
-    T* out = job_.target + block * job_.rows * gates() * W;
+  void square(const T* rows, int64_t lanes, int64_t k, T* target, int64_t step) const {
+    const int64_t count = least(W, job_.K - k);
+    Vec<T> values[W];
+    RNNFAST_UNROLL
+      for (int64_t lane = 0; lane < W; ++lane)
+        values[lane] = lane < lanes ? read(rows + lane * job_.row_stride, k, count) : Vec<T>(T(0));
+    transpose(values);
+    for (int64_t i = 0; i < count; ++i) values[i].store(target + (k + i) * step);
+  }
+
+  // A row's lines for a group of blocks at once: line after line is read, not one of each page.
+  void rows(Range blocks) const {
+    const int64_t block_stride = job_.rows * gates() * W;
+    T* out = job_.target + blocks.begin * block_stride;
     for (int64_t unit = 0; unit < job_.rows; unit += W)
       for (int g = 0; g < gates(); ++g)
-        for (int64_t lane = 0; lane < least(W, job_.rows - unit); ++lane, out += W)
-          row_lanes(gate_rows(g) + (unit + lane) * job_.row_stride, block).store(out);
+        for (int64_t lane = 0; lane < least(W, job_.rows - unit); ++lane, out += W) {
+          const T* row = gate_rows(g) + (unit + lane) * job_.row_stride;
+          for (int64_t block = blocks.begin; block < blocks.end; ++block)
+            read(row, block * W, Blocks<T>::lanes(job_.K, block)).store(out + (block - blocks.begin) * block_stride);
+        }
   }
 
-  Vec<T> row_lanes(const T* row, int64_t block) const {
-    const int64_t lanes = Blocks<T>::lanes(job_.K, block);
-    if (job_.column_stride == 1) return load_lanes(row + block * W, lanes);
+  // Columns [k, k + count) of a row.
+  RNNFAST_FN Vec<T> read(const T* row, int64_t k, int64_t count) const {
+    if (job_.column_stride == 1) return load_lanes(row + k, count);
     T values[W] = {};
-    for (int64_t lane = 0; lane < lanes; ++lane) values[lane] = row[(block * W + lane) * job_.column_stride];
+    for (int64_t i = 0; i < count; ++i) values[i] = row[(k + i) * job_.column_stride];
     return Vec<T>::load(values);
   }
 

@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include <utility>
+
 #include "cell/namespace.h"
 
 #if defined(RNNFAST_AVX512) || defined(RNNFAST_AVX2)
@@ -16,6 +18,8 @@
 #endif
 
 RNNFAST_BEGIN
+
+#define RNNFAST_UNROLL _Pragma("GCC unroll 32")
 
 #if defined(RNNFAST_AVX512)
 constexpr int kVectorBytes = 64, kRegisters = 32;
@@ -285,6 +289,32 @@ RNNFAST_FN void Vec<T>::store(T* p, int64_t n) const {
 }
 
 #endif
+
+// Exchanges rows and columns of a square: for each bit of the index, the lanes that have it in the upper row of a pair for
+// those that lack it in the lower.
+template <int kBit, class Raw, int... kLane>
+RNNFAST_FN void exchange(Raw& upper, Raw& lower, std::integer_sequence<int, kLane...>) {
+#if __has_builtin(__builtin_shufflevector)
+  constexpr int W = sizeof...(kLane);
+  const Raw a = upper, b = lower;
+  upper = __builtin_shufflevector(a, b, (kLane & kBit ? kLane - kBit + W : kLane)...);
+  lower = __builtin_shufflevector(a, b, (kLane & kBit ? kLane + W : kLane + kBit)...);
+#else
+  const Raw a = upper, b = lower;
+  ((upper[kLane] = kLane & kBit ? b[kLane - kBit] : a[kLane]), ...);
+  ((lower[kLane] = kLane & kBit ? b[kLane] : a[kLane + kBit]), ...);
+#endif
+}
+template <class T, int kBit = Vec<T>::kLanes / 2>
+RNNFAST_FN void transpose(Vec<T> (&rows)[Vec<T>::kLanes]) {
+  if constexpr (kBit > 0) {
+    constexpr int W = Vec<T>::kLanes;
+    RNNFAST_UNROLL
+      for (int i = 0; i < W; ++i)
+        if (!(i & kBit)) exchange<kBit>(rows[i].v, rows[i + kBit].v, std::make_integer_sequence<int, W>());
+    transpose<T, kBit / 2>(rows);
+  }
+}
 
 // What the long sums are made of: fused where that is an instruction.
 template <class T>
