@@ -121,14 +121,12 @@ struct Network {
   int64_t pack_count;
   uint8_t* scratch;  // [threads][scratch_bytes]
   int64_t scratch_bytes;
-  int64_t row_chunk;  // the most rows of one product of the weight gradients
+  int64_t row_chunk;  // the most rows that the weight gradients take in at once
 
   DropoutKey* dropout;               // [layers - 1]; null: none
   Sequence<T>* dropped;              // [layers - 1] the masked outputs
   Sequence<T>* layer_output;         // [layers] all directions: width directions * P
-  WeightGradients<T>* grad_weights;  // [layer][direction]
-  T* gradient_sums;                  // [direction][slice][stride], reused by every layer (cpu/gradients.h)
-  int64_t gradient_sums_stride;
+  WeightGradients<T>* grad_weights;  // [layer][direction][slice]: the first slice's are the caller's
   int32_t*
       input_turns;  // [slices][blocks of gradient_steps][threads]: which direction has written dx; null: one direction
   Sequence<T>* grad_input;  // [layers], data null: not wanted

@@ -22,7 +22,7 @@ struct Plan {
   // Steps: of one block of the gradient products, whose input product is made at once, whose gates are rebuilt at once
   // (lean mode; else 0). Each is a multiple of the one before.
   int64_t gradient_steps, chunk, segment;
-  int64_t row_chunk;  // the most rows of one product of the weight gradients
+  int64_t row_chunk;  // the most rows that the weight gradients take in at once
   int64_t patience;   // nanoseconds of waiting after which a thread goes on alone; negative: at once (tests)
   bool forced;        // by RNNFAST_SPLIT: then the machine's load changes nothing
   std::vector<SlicePlan> slice;

@@ -280,7 +280,7 @@ class Builder {
     int64_t sequences = 0;
     for (const SlicePlan& slice : plan_.slice) sequences = std::max(sequences, slice.schedule.sequences);
     const int64_t rows = std::max({plan_.row_chunk, plan_.chunk * sequences, sequences});
-    const int64_t used = 32 * 16 * sizeof(T) + rows * 8 + sequences * 9 + 4 * 64;
+    const int64_t used = (32 * 16 + plan_.row_chunk * 4 * lanes_) * sizeof(T) + rows * 8 + sequences * 9 + 5 * 64;
     return round_up(used, 64) + 4096;  // a page between threads, whose tiles begin on a cache line
   }
 
@@ -347,7 +347,6 @@ class BackwardBuilder {
     Network<T> net = builder.network(jobs_);
     net.grad_weights = grad_weights_.data();
     net.grad_input = grad_input_.data();
-    net.gradient_sums = sums_, net.gradient_sums_stride = sums_stride_;
     net.input_turns = turns_;
     run_engine(engine<T>().backward, config_.cell, net);
   }
@@ -371,7 +370,9 @@ class BackwardBuilder {
       }
       for (int64_t s = 0; s < plan_.slices; ++s)
         item(builder.items()[i * plan_.slices + s], layer, d, i, z, packed, work);
-      grad_weights_.push_back(weight_gradients(i));
+      Carver slices(sums_[d]);
+      for (int64_t s = 0; s < plan_.slices; ++s)
+        grad_weights_.push_back(s == 0 ? weight_gradients(i) : slice_gradients(i, slices));
     }
     if (plan_.segment) builder.set_forward_weights(forward_weights);
   }
@@ -387,15 +388,15 @@ class BackwardBuilder {
                                        : grad_input_[layer - 2]);
   }
 
-  // As much as the largest layer needs, for each direction and slice.
+  // Sums of the slices after the first: as much as the largest layer needs, for each direction.
   void sums(Carver& work) {
-    sums_stride_ = 0;
-    if (args_.grad_weights.empty()) return;
-    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
-      const Sizes z(config_, layer, engine<T>().lanes);
-      sums_stride_ = std::max(sums_stride_, z.padded_h() * (z.G * (z.I + z.P) + z.S + (z.projected ? z.P : 0)));
+    size_t most = 0;
+    for (int64_t i = 0; i < config_.states() && !args_.grad_weights.empty(); ++i) {
+      Carver count;
+      for (int64_t s = 1; s < plan_.slices; ++s) slice_gradients(i, count);
+      most = std::max(most, count.used());
     }
-    sums_ = work.take<T>(sums_stride_ * config_.num_directions * plan_.slices);
+    for (int64_t d = 0; d < config_.num_directions; ++d) sums_[d] = work.take<uint8_t>(most);
   }
 
   void turns(Carver& work) {
@@ -447,6 +448,15 @@ class BackwardBuilder {
     return {p(g.w_ih), p(g.w_hh), p(g.b_ih), p(g.b_hh), p(g.w_hr)};
   }
 
+  WeightGradients<T> slice_gradients(int64_t i, Carver& sums) const {
+    WeightGradients<T> g = weight_gradients(i);
+    const Sizes z(config_, i / config_.num_directions, engine<T>().lanes);
+    const auto replace = [&](T*& values, int64_t n) { values = values ? sums.take<T>(n) : nullptr; };
+    replace(g.w_ih, z.G * z.H * z.I), replace(g.w_hh, z.G * z.H * z.P);
+    replace(g.b_ih, z.G * z.H), replace(g.b_hh, z.G * z.H), replace(g.w_hr, z.P * z.H);
+    return g;
+  }
+
   Context& context_;
   const Config& config_;
   const BackwardArgs& args_;
@@ -454,8 +464,7 @@ class BackwardBuilder {
   std::vector<PackJob<T>> jobs_;
   std::vector<WeightGradients<T>> grad_weights_;
   std::vector<Sequence<T>> grad_input_;
-  T* sums_ = nullptr;
-  int64_t sums_stride_ = 0;
+  uint8_t* sums_[2] = {};  // of each direction
   int32_t* turns_ = nullptr;
 };
 

@@ -81,7 +81,7 @@ void backward_layers(const Network<T>& net, Member team, Barrier* barriers) {
                               worker_of(net.items[layer * items + i], groups.member), scratch)
             .run();
     team.wait();
-    finish_gradients<T, Gates<Cell>>(net, layer, team);
+    add_slices<T, Gates<Cell>>(net, layer, team);
     const Sequence<T>& grad_input = net.grad_input[layer];
     if (layer > 0 && net.dropout && grad_input.data)
       mask_sequence(net.dropout[layer - 1], net.steps, net.batch, items_of(net, layer, 0)->I, grad_input, grad_input,

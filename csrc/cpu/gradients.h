@@ -30,53 +30,41 @@ const Item<T>* items_of(const Network<T>& net, int64_t layer, int64_t direction)
   return net.items + (layer * net.directions + direction) * net.slices;
 }
 
-// The sums of one layer and direction, blocked like packed weights.
-template <class T>
-struct GradientSums {
-  T *w_ih, *w_hh, *bias, *w_hr;  // [blocks][I][G][W], [blocks][P][G][W], [blocks][slots][W], [blocks][P][W]
-
-  template <class Cell>
-  GradientSums(T* base, const Item<T>& item, const Cell*) {
-    const int64_t padded = Blocks<T>::count(item.H) * Vec<T>::kLanes;
-    w_ih = base;
-    w_hh = w_ih + padded * item.I * Cell::kGates;
-    bias = w_hh + padded * item.P * Cell::kGates;
-    w_hr = bias + padded * Cell::kSlots;
-  }
-};
-
-// The sums of one item, for the blocks of one thread.
+// The sums of one item, for the blocks of one thread: straight into the caller's layout for the first slice of the batch,
+// into memory of the same layout for the others.
+//
+// A tile holds a few units of one gate (scalars) times four vectors of columns: a row's inputs are read as whole lines, and
+// the sums are written so. Inputs narrower than half a vector take the units as lanes instead.
 template <class T, class Cell>
 class WeightGradient {
   using V = Vec<T>;
   static constexpr int64_t W = V::kLanes;
   static constexpr int G = Cell::kGates, S = Cell::kSlots, R = Cell::kRecurrent;
-  static constexpr int kWidth = panel_blocks<G>;
-  static constexpr int64_t kTileColumns = least(6, max_rows(G));
+  static constexpr int64_t kProductRows = 128;  // of one sum that starts from zero
+  static constexpr int64_t kNarrow = W / 2;
 
  public:
   WeightGradient(const Network<T>& net, int64_t layer, int64_t direction, int64_t slice, const Worker& me,
                  Scratch<T>& scratch)
       : item_(items_of(net, layer, direction)[slice]),
-        wanted_(net.grad_weights[layer * net.directions + direction].w_ih),
-        sums_(net.gradient_sums + (direction * net.slices + slice) * net.gradient_sums_stride, item_,
-              static_cast<const Cell*>(nullptr)),
+        sums_(net.grad_weights[(layer * net.directions + direction) * net.slices + slice]),
         me_(me),
         most_rows_(net.row_chunk),
         scratch_(scratch) {}
 
   // Where there was no row at all.
   void finish() {
-    if (!wanted_ || !first_) return;
-    const auto zero = [&](T* sums, int64_t vectors) {
-      for (int64_t n = me_.blocks.begin * vectors; n < me_.blocks.end * vectors; ++n) V(T(0)).store(sums + n * W);
-    };
-    zero(sums_.w_ih, item_.I * G), zero(sums_.w_hh, item_.P * G), zero(sums_.bias, S);
-    if (item_.projected) zero(sums_.w_hr, item_.P);
+    if (!sums_.w_ih || !first_) return;
+    for_units([&](int64_t block, int gate, int64_t unit, int64_t lanes) {
+      zero(sums_.w_ih + unit * item_.I, lanes * item_.I), zero(sums_.w_hh + unit * item_.P, lanes * item_.P);
+      if (sums_.b_ih) zero(sums_.b_ih + unit, lanes), zero(sums_.b_hh + unit, lanes);
+      for (int64_t p = 0; gate == 0 && item_.projected && p < item_.P; ++p)
+        zero(sums_.w_hr + p * item_.H + block * W, lanes);
+    });
   }
 
   void add(const ChunkRows<T>& rows) {
-    if (!wanted_) return;
+    if (!sums_.w_ih) return;
     for (int64_t row = rows.begin; row < rows.end; row += most_rows_) {
       const int64_t done = row - rows.begin;
       add({rows.t, row, least(row + most_rows_, rows.end), rows.kept + done}, done);
@@ -86,48 +74,85 @@ class WeightGradient {
  private:
   // `done` rows of the same steps came before. The first product of all replaces what was in the sums.
   void add(const ChunkRows<T>& rows, int64_t done) {
-    for (int k = 0; k < 2; ++k) {
-      const bool recurrent = k == 1;
-      fill_rows(rows, recurrent);
-      for (int64_t block = me_.blocks.begin; block < me_.blocks.end;) {
-        const int width = panel_width(me_.blocks.end - block, kWidth);
-        if constexpr (kWidth >= 4) {
-          if (width == 4) matrix<4>(rows, block, recurrent);
-          if (width == 2) matrix<2>(rows, block, recurrent);
-        }
-        if (width == 1) matrix<1>(rows, block, recurrent);
-        block += width;
-      }
-    }
+    matrix(rows, false);
+    matrix(rows, true);
     for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block) {
-      bias(rows, block);
+      if (sums_.b_ih) bias(rows, block);
       if (item_.projected) projection(rows, block, done);
     }
     first_ = false;
   }
 
+  // dW_ih or dW_hh, a panel of columns after the other. The inputs of a panel are copied, so that they lie in as few cache
+  // lines (and, with strides like 4 KB, in more than a few sets) as they can. All products of a block come in turn, while
+  // its sums are in the first-level cache.
+  void matrix(const ChunkRows<T>& rows, bool recurrent) {
+    fill_rows(rows, recurrent);
+    const int64_t width = recurrent ? item_.P : item_.I;
+    if (width <= kNarrow) return for_products(rows, recurrent, [&](const Product& p) { narrow(p, width); });
+    for (int64_t column = 0; column < width;) {
+      const int64_t left = width - column;
+      const int U = panel_width(Blocks<T>::count(left), 4);
+      copy_panel(column, rows.count(), U, left);
+      const auto panel = [&](const Product& p) {
+        if (U == 4) wide<4>(p, column, width);
+        if (U == 2) wide<2>(p, column, width);
+        if (U == 1) wide<1>(p, column, width);
+      };
+      for_products(rows, recurrent, panel);
+      column += U * W;
+    }
+  }
+
+  struct Product {
+    bool recurrent;
+    int64_t block, kept, row, rows;  // `kept` and `row`: the first one among the slots and among the addresses
+    bool add;
+  };
+  template <class Run>
+  void for_products(const ChunkRows<T>& rows, bool recurrent, Run&& run) const {
+    for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block)
+      for (int64_t r = 0; r < rows.count(); r += kProductRows)
+        run({recurrent, block, rows.kept + r, r, least(kProductRows, rows.count() - r), !first_ || r > 0});
+  }
+
+  void copy_panel(int64_t column, int64_t rows, int U, int64_t left) {
+    T* target = scratch_.panel;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int u = 0; u < U; ++u, target += W)
+        load_lanes(scratch_.h_rows[r] + column + u * W, least(W, left - u * W)).store(target);
+  }
+
   template <int U>
-  void matrix(const ChunkRows<T>& rows, int64_t block, bool recurrent) {
-    const int64_t width = recurrent ? item_.P : item_.I, block_stride = width * G * W;
-    T* const sums = (recurrent ? sums_.w_hh : sums_.w_ih) + block * block_stride;
-    const T* gates = slot_of<Cell>(item_, block, rows.kept) + (recurrent ? R * W : 0);
-    const int64_t gate_stride = item_.slot_rows * S * W;
-    for_tiles(width, kTileColumns, [&](int64_t column, int64_t count) {
-      with_rows<U, G>(count, [&]<int MR, int UU>() {
-        Tile<T, MR, UU, G> tile;
+  void wide(const Product& p, int64_t column, int64_t width) {
+    const T* gates = slot_of<Cell>(item_, p.block, p.kept) + (p.recurrent ? R * W : 0);
+    T* const sums = (p.recurrent ? sums_.w_hh : sums_.w_ih) + column;
+    for (int g = 0; g < G; ++g)
+      outer_units<T, U>({gates + g * W, S * W, scratch_.panel + p.row * U * W, p.rows, sums + first_unit(p, g) * width,
+                         width, least(W, width - column - (U - 1) * W), p.add},
+                        Blocks<T>::lanes(item_.H, p.block));
+  }
+
+  // Row of the sums that belongs to the first unit of the block and the g-th gate in kernel order.
+  RNNFAST_FN int64_t first_unit(const Product& p, int g) const {
+    return (p.recurrent ? Cell::kRecurrentGate[g] : Cell::kInputGate[g]) * item_.H + p.block * W;
+  }
+
+  void narrow(const Product& p, int64_t width) {
+    const T* gates = slot_of<Cell>(item_, p.block, p.kept) + (p.recurrent ? R * W : 0);
+    for_tiles(width, max_rows(G), [&](int64_t column, int64_t count) {
+      with_rows<1, G>(count, [&]<int MR, int U>() {
+        Tile<T, MR, 1, G> tile;
         tile.clear();
-        outer<T, MR, UU, G>(tile, scratch_.h_rows, column, rows.count(), gates, S * W, gate_stride);
-        RNNFAST_UNROLL
-          for (int m = 0; m < MR; ++m)
-            RNNFAST_UNROLL
-              for (int u = 0; u < UU; ++u)
-                RNNFAST_UNROLL
-                  for (int g = 0; g < G; ++g) {
-                    T* sum = sums + u * block_stride + ((column + m) * G + g) * W;
-                    V& value = tile.acc[m][u * G + g];
-                    if (!first_) value = value + V::load(sum);
-                    value.store(sum);
-                  }
+        outer<T, MR, 1, G>(tile, scratch_.h_rows + p.row, column, p.rows, gates, S * W, 0);
+        for (int m = 0; m < MR; ++m)
+          for (int g = 0; g < G; ++g) {
+            T* sums = (p.recurrent ? sums_.w_hh : sums_.w_ih) + first_unit(p, g) * width + column + m;
+            T values[W];
+            tile.acc[m][g].store(values);
+            for (int64_t lane = 0; lane < Blocks<T>::lanes(item_.H, p.block); ++lane)
+              sums[lane * width] = p.add ? values[lane] + sums[lane * width] : values[lane];
+          }
       });
     });
   }
@@ -140,23 +165,41 @@ class WeightGradient {
     for (int64_t r = 0; r < rows.count(); ++r, gates += S * W)
       RNNFAST_UNROLL
         for (int s = 0; s < S; ++s) part[s] = part[s] + V::load(gates + s * W);
-    for (int s = 0; s < S; ++s) {
-      T* sum = sums_.bias + (block * S + s) * W;
-      (first_ ? part[s] : part[s] + V::load(sum)).store(sum);
+    const auto put = [&](const V& value, T* sums, int gate) {
+      const int64_t lanes = Blocks<T>::lanes(item_.H, block);
+      T* sum = sums + gate * item_.H + block * W;
+      store_lanes(first_ ? value : value + load_lanes(sum, lanes), sum, lanes);
+    };
+    for (int g = 0; g < G; ++g) {
+      put(part[g], sums_.b_ih, Cell::kInputGate[g]);
+      put(part[R + g], sums_.b_hh, Cell::kRecurrentGate[g]);
     }
   }
 
   // dW_hr = sum_r dh_r (o tanh c)_r^T: plain rows on both sides, and few of them.
   void projection(const ChunkRows<T>& rows, int64_t block, int64_t done) {
     const int64_t lanes = Blocks<T>::lanes(item_.H, block), P = item_.P;
-    T* const sums = sums_.w_hr + block * P * W;
-    if (first_)
-      for (int64_t p = 0; p < P; ++p) V(T(0)).store(sums + p * W);
+    T* const sums = sums_.w_hr + block * W;
+    for (int64_t p = 0; first_ && p < P; ++p) zero(sums + p * item_.H, lanes);
     for (int64_t r = 0; r < rows.count(); ++r) {
       const V raw = load_lanes(item_.raw + (rows.kept + r) * item_.H + block * W, lanes);
       const T* gradient = item_.grad_raw + (done + r) * P;
-      for (int64_t p = 0; p < P; ++p) multiply_add(V(gradient[p]), raw, V::load(sums + p * W)).store(sums + p * W);
+      for (int64_t p = 0; p < P; ++p) {
+        T* sum = sums + p * item_.H;
+        store_lanes(multiply_add(V(gradient[p]), raw, load_lanes(sum, lanes)), sum, lanes);
+      }
     }
+  }
+
+  // run(block, gate, first row of the sums, units) for what is this thread's.
+  template <class Run>
+  void for_units(Run&& run) const {
+    for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block)
+      for (int gate = 0; gate < G; ++gate)
+        run(block, gate, gate * item_.H + block * W, Blocks<T>::lanes(item_.H, block));
+  }
+  static void zero(T* values, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) values[i] = T(0);
   }
 
   // Addresses of the rows' inputs, or of their previous h.
@@ -171,95 +214,30 @@ class WeightGradient {
   }
 
   const Item<T>& item_;
-  const bool wanted_;
-  const GradientSums<T> sums_;
+  const WeightGradients<T> sums_;
   const Worker& me_;
   const int64_t most_rows_;
   Scratch<T>& scratch_;
   bool first_ = true;
 };
 
-// The sums of one layer and direction, over its slices, in the caller's layout. A unit of work is a block.
+// Adds the sums of the other slices to those of the first; the team shares the values.
 template <class T, class Cell>
-class WeightGradientResult {
-  using V = Vec<T>;
-  static constexpr int64_t W = V::kLanes;
-  static constexpr int G = Cell::kGates, S = Cell::kSlots, R = Cell::kRecurrent;
-
- public:
-  WeightGradientResult(const Network<T>& net, int64_t layer, int64_t direction)
-      : item_(items_of(net, layer, direction)[0]),
-        targets_(net.grad_weights[layer * net.directions + direction]),
-        sums_(net.gradient_sums + direction * net.slices * net.gradient_sums_stride, item_,
-              static_cast<const Cell*>(nullptr)),
-        slices_(net.slices),
-        stride_(net.gradient_sums_stride) {}
-
-  int64_t blocks() const { return targets_.w_ih ? Blocks<T>::count(item_.H) : 0; }
-
-  void run(int64_t block) const {
-    matrix(block, false);
-    matrix(block, true);
-    if (targets_.b_ih) bias(block);
-    if (item_.projected)
-      for (int64_t p = 0; p < item_.P; ++p)
-        store_lanes(sum(sums_.w_hr + (block * item_.P + p) * W), targets_.w_hr + p * item_.H + block * W, lanes(block));
-  }
-
- private:
-  int64_t lanes(int64_t block) const { return Blocks<T>::lanes(item_.H, block); }
-
-  V sum(const T* first) const {
-    V total = V::load(first);
-    for (int64_t s = 1; s < slices_; ++s) total = total + V::load(first + s * stride_);
-    return total;
-  }
-
-  // [column][G][W] of a block -> rows gate * H + unit of the caller's [G * H, columns]; in strips, so that the lines
-  // that are written stay in the first cache.
-  void matrix(int64_t block, bool recurrent) const {
-    constexpr int64_t kStrip = 16;
-    const int64_t width = recurrent ? item_.P : item_.I;
-    const T* const sums = (recurrent ? sums_.w_hh : sums_.w_ih) + block * width * G * W;
-    T* const target = recurrent ? targets_.w_hh : targets_.w_ih;
-    T strip[kStrip][W];
-    for (int g = 0; g < G; ++g) {
-      const int gate = recurrent ? Cell::kRecurrentGate[g] : Cell::kInputGate[g];
-      T* const rows = target + (gate * item_.H + block * W) * width;
-      for (int64_t c = 0; c < width; c += kStrip) {
-        const int64_t count = least(kStrip, width - c);
-        for (int64_t k = 0; k < count; ++k) sum(sums + ((c + k) * G + g) * W).store(strip[k]);
-        for (int64_t lane = 0; lane < lanes(block); ++lane)
-          for (int64_t k = 0; k < count; ++k) rows[lane * width + c + k] = strip[k][lane];
-      }
+void add_slices(const Network<T>& net, int64_t layer, Member team) {
+  const Item<T>& item = *items_of(net, layer, 0);
+  const int64_t units = Cell::kGates * item.H;
+  const auto add = [&](T* sums, const T* slice, int64_t n) {
+    if (!sums) return;
+    const Range mine = share(n, team.rank, team.size);
+    for (int64_t i = mine.begin; i < mine.end; ++i) sums[i] += slice[i];
+  };
+  for (int64_t d = 0; d < net.directions; ++d)
+    for (int64_t s = 1; s < net.slices; ++s) {
+      const WeightGradients<T>* all = net.grad_weights + (layer * net.directions + d) * net.slices;
+      add(all[0].w_ih, all[s].w_ih, units * item.I), add(all[0].w_hh, all[s].w_hh, units * item.P);
+      add(all[0].b_ih, all[s].b_ih, units), add(all[0].b_hh, all[s].b_hh, units);
+      add(all[0].w_hr, all[s].w_hr, item.P * item.H);
     }
-  }
-
-  void bias(int64_t block) const {
-    const T* sums = sums_.bias + block * S * W;
-    const auto put = [&](int slot, T* target, int gate) {
-      store_lanes(sum(sums + slot * W), target + gate * item_.H + block * W, lanes(block));
-    };
-    for (int g = 0; g < G; ++g) {
-      put(g, targets_.b_ih, Cell::kInputGate[g]);
-      put(R + g, targets_.b_hh, Cell::kRecurrentGate[g]);
-    }
-  }
-
-  const Item<T>& item_;  // the first slice: what all slices share
-  const WeightGradients<T> targets_;
-  const GradientSums<T> sums_;
-  const int64_t slices_, stride_;
-};
-
-// The weight gradients of a layer, once all its items are through; the team shares the blocks.
-template <class T, class Cell>
-void finish_gradients(const Network<T>& net, int64_t layer, Member team) {
-  for (int64_t d = 0; d < net.directions; ++d) {
-    const WeightGradientResult<T, Cell> result(net, layer, d);
-    const Range mine = share(result.blocks(), team.rank, team.size);
-    for (int64_t block = mine.begin; block < mine.end; ++block) result.run(block);
-  }
 }
 
 // dx of the rows of one item. Of two directions the second to come adds to what the first has written: a sum of two has

@@ -167,6 +167,63 @@ RNNFAST_FN void outer(Tile<T, MR, U, G>& tile, const T* const* a, int64_t column
   for (; r < rows; ++r) outer_row(tile, a[r] + column, g + r * row_stride, block_stride);
 }
 
+// Tiles of weight gradients in the caller's layout: gradients of units (scalars) times vectors of inputs, summed over rows.
+template <class T>
+struct Outer {
+  const T* gates;  // of the first unit and row
+  int64_t gates_stride;
+  const T* inputs;  // [rows][U * W]
+  int64_t rows;
+  T* sums;  // of the first unit and column
+  int64_t sums_stride;
+  int64_t last;  // lanes of the last vector
+  bool add;
+};
+
+template <class T, int MR, int U>
+RNNFAST_FN void outer_step(Vec<T> (&sum)[MR][U], const T* gates, const T* inputs) {
+  Vec<T> vector[U];
+  RNNFAST_UNROLL
+    for (int u = 0; u < U; ++u) vector[u] = Vec<T>::load(inputs + u * Vec<T>::kLanes);
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m) {
+      const Vec<T> scalar(gates[m]);
+      RNNFAST_UNROLL
+        for (int u = 0; u < U; ++u) sum[m][u] = multiply_add(scalar, vector[u], sum[m][u]);
+    }
+}
+
+template <class T, int MR, int U>
+__attribute__((noinline)) void outer_tile(const Outer<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes, S = kVectorBytes == 0 ? 8 : 1;
+  V acc[S][MR][U];
+  RNNFAST_UNROLL
+    for (int s = 0; s < S; ++s)
+      RNNFAST_UNROLL
+        for (int m = 0; m < MR; ++m)
+          RNNFAST_UNROLL
+            for (int u = 0; u < U; ++u) acc[s][m][u] = V(T(0));
+  for (int m = 0; p.add && m < MR; ++m)
+    for (int u = 0; u < U; ++u) __builtin_prefetch(p.sums + m * p.sums_stride + u * W, 1);
+  int64_t r = 0;
+  for (; S > 1 && r <= p.rows - S; r += S)
+    RNNFAST_UNROLL
+      for (int s = 0; s < S; ++s) outer_step(acc[s], p.gates + (r + s) * p.gates_stride, p.inputs + (r + s) * U * W);
+  for (; r < p.rows; ++r) outer_step(acc[0], p.gates + r * p.gates_stride, p.inputs + r * U * W);
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m)
+      RNNFAST_UNROLL
+        for (int u = 0; u < U; ++u) {
+          V value = acc[0][m][u];
+          for (int s = 1; s < S; ++s) value = value + acc[s][m][u];
+          T* sum = p.sums + m * p.sums_stride + u * W;
+          const int64_t lanes = u + 1 < U ? W : p.last;
+          if (p.add) value = value + (lanes == W ? V::load(sum) : V::load(sum, lanes));
+          lanes == W ? value.store(sum) : value.store(sum, lanes);
+        }
+}
+
 // ---- tables over the tile sizes that only the run time knows ------------------------------------------------------
 
 // Splits n into tiles of at most `most`, as even as possible: 7 rows in tiles of 6 are 4 + 3, not 6 + 1.
@@ -178,6 +235,31 @@ RNNFAST_FN void for_tiles(int64_t n, int64_t most, Function&& run) {
     run(start, size);
     start += size;
   }
+}
+
+// outer_tile for `units` units of one gate.
+template <class T, int U>
+RNNFAST_FN void outer_units(const Outer<T>& p, int64_t units) {
+  constexpr int64_t kAccumulators = kRegisters == 32 ? 24 : 12, kMost = Vec<T>::kLanes == 1 ? 1 : kAccumulators / U;
+  for_tiles(units, kMost < 8 ? kMost : 8, [&](int64_t unit, int64_t count) {
+    Outer<T> tile = p;
+    tile.gates += unit, tile.sums += unit * p.sums_stride;
+    switch (count) {
+#define RNNFAST_CASE(n)                                  \
+  case n:                                                \
+    if constexpr (n <= kMost) outer_tile<T, n, U>(tile); \
+    break;
+      RNNFAST_CASE(1)
+      RNNFAST_CASE(2)
+      RNNFAST_CASE(3)
+      RNNFAST_CASE(4)
+      RNNFAST_CASE(5)
+      RNNFAST_CASE(6)
+      RNNFAST_CASE(7)
+      RNNFAST_CASE(8)
+#undef RNNFAST_CASE
+    }
+  });
 }
 
 // Splits blocks into panels of 4, 2 and 1: the widths that are compiled.

@@ -98,16 +98,18 @@ struct Scratch {
   int64_t* c_rows;   // [sequences]
   uint8_t* cut;      // [sequences]
   T* tile;           // one register tile
+  T* panel;          // [row_chunk][4 * W] inputs of the weight gradients
 
   Scratch(const Network<T>& net, int64_t rank, int64_t rows, int64_t sequences) {
     uint8_t* p = net.scratch + rank * net.scratch_bytes;
     tile = take<T>(p, kTileValues);
+    panel = take<T>(p, net.row_chunk * kPanelVectors * Vec<T>::kLanes);
     h_rows = take<const T*>(p, rows);
     c_rows = take<int64_t>(p, sequences);
     cut = take<uint8_t>(p, sequences);
   }
 
-  static constexpr int64_t kTileValues = 32 * 16;
+  static constexpr int64_t kTileValues = 32 * 16, kPanelVectors = 4;
 
  private:
   template <class U>
