@@ -122,6 +122,7 @@ struct Network {
   uint8_t* scratch;  // [threads][scratch_bytes]
   int64_t scratch_bytes;
   int64_t row_chunk;  // the most rows that the weight gradients take in at once
+  int64_t* progress;  // [layers][8] steps done, zero at first; null: the layers do not run at once
 
   DropoutKey* dropout;               // [layers - 1]; null: none
   Sequence<T>* dropped;              // [layers - 1] the masked outputs

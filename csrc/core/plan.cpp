@@ -1,81 +1,63 @@
 #include "core/plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
+#include <iterator>
 #include <numeric>
+#include <sstream>
 #include <stdexcept>
 
 #include "core/registry.h"
+#include "core/split.h"
 
 namespace rnnfast {
 namespace {
 
-// The cost model: microseconds, from round figures of a current core. They need not be exact, only to rank the choices.
-constexpr double kFlopsPerMicrosecond = 8e4;    // fused multiply-adds in float32, one core, as the kernels reach it
-constexpr double kBytesPerMicrosecond = 5e4;    // weights streamed from the second-level cache
-constexpr double kBarrier = 0.6, kRegion = 12;  // of a step; of entering a parallel region
-constexpr int64_t kLeastRows = 4;               // a slice with fewer sequences reads the weights too often
-constexpr double kMostShared = 512 << 10;       // weights that each of several threads may stream for itself
-constexpr int64_t kChunkBytes = 384 << 10;      // pre-activations that stay in the second-level cache
-constexpr int64_t kChunkRows = 2048, kGradientRows = 128;
+constexpr int64_t kChunkBytes = 384 << 10;  // pre-activations that stay in the second-level cache
+constexpr int64_t kChunkRows = 2048, kGradientRows = 128, kLeastGradientRows = 16;
 constexpr int64_t kPatience = 2'000'000;    // nanoseconds; longer than a wait of threads that all have a core
 constexpr int64_t kSegmentBytes = 2 << 20;  // gates that are rebuilt at once in lean mode
 
-struct Work {
-  double flops, bytes;  // of one step, layer and direction
-};
-
-Work step_work(const Config& config, int64_t batch) {
-  const double size = config.dtype == Dtype::kFloat32 ? 4 : 8;
-  const double weights = double(kCells[config.cell].gates) * config.hidden_size * config.output_size();
-  return {2 * weights * batch * size / 4, weights * size};
-}
-
-double step_time(Work work, int64_t threads) {
-  return std::max(work.flops / kFlopsPerMicrosecond, work.bytes / kBytesPerMicrosecond) / threads;
-}
-
-// For experiments and tests: "one", "batch" or "hidden" instead of the model's choice; "alone": hidden, and a thread leaves
-// the others behind as soon as it can; empty: the model's choice.
+// For experiments and tests: one of kSplits instead of the model's choice; "alone": hidden, and a thread leaves the others
+// behind as soon as it can; empty: the model's choice.
+constexpr const char* kSplits[] = {"", "one", "batch", "hidden", "layers", "alone"};
 std::string& forced_split() {
   static std::string split;
   return split;
 }
 
-bool force_split(Plan& plan, const Config& config, const ForwardArgs& args, int64_t max_threads) {
-  const std::string& split = forced_split();
-  if (split.empty()) return false;
-  plan.threads = split == "one" ? 1 : max_threads;
-  plan.slices = split == "batch" ? std::max<int64_t>(1, std::min(args.batch, max_threads / config.num_directions)) : 1;
-  plan.reason = "RNNFAST_SPLIT=" + split;
-  plan.forced = true;
-  if (split == "alone") plan.patience = -1;
-  return true;
+// A split that is not possible for this call leaves it to one thread.
+Split forced(const std::vector<Split>& splits) {
+  const std::string& name = forced_split();
+  const Split::Kind kind = name == "batch"    ? Split::kBatch
+                           : name == "layers" ? Split::kLayers
+                           : name == "one"    ? Split::kOne
+                                              : Split::kHidden;
+  for (const Split& split : splits)
+    if (split.kind == kind) return split;
+  return splits[0];
 }
 
-void choose_split(Plan& plan, const Config& config, const ForwardArgs& args, int lanes, int64_t max_threads) {
-  if (force_split(plan, config, args, max_threads)) return;
-  const Work work = step_work(config, args.batch);
-  const double layer_inputs = double(config.input_size) / config.output_size() + 1;
-  const double total = step_time(work, 1) * args.steps * config.states() * layer_inputs;
-  const int64_t blocks = (config.hidden_size + lanes - 1) / lanes;
-  plan.threads = plan.slices = 1;
-  if (max_threads < 2 || args.batch == 0 || total < 3 * kRegion) {
-    plan.reason = "one thread: the work is smaller than the cost of waking others";
-    return;
-  }
-  const int64_t directions = config.num_directions;
-  const int64_t share = std::max<int64_t>(1, max_threads / directions);  // threads for each direction
-  if (share == 1 || (args.batch / share >= kLeastRows && work.bytes <= kMostShared)) {
-    plan.slices = std::min(share, std::max<int64_t>(1, args.batch / kLeastRows));
-    plan.threads = std::min<int64_t>(max_threads, directions * plan.slices);
-    plan.reason = share == 1 ? "a thread for each direction" : "the batch is split, no barriers";
-    return;
-  }
-  int64_t split = std::min(share, blocks);
-  while (split > 1 && step_time(work, 1) - step_time(work, split) < kBarrier) --split;
-  plan.threads = directions * split;
-  plan.reason = split > 1 ? "the hidden units are split, one barrier a step" : "steps are too short to share";
+std::string in_words(const Split& choice, const std::vector<Split>& splits) {
+  std::ostringstream words;
+  words << choice.words() << " (predicted " << std::llround(choice.microseconds) << " us";
+  for (const Split& split : splits)
+    if (split.kind != choice.kind || split.threads != choice.threads)
+      words << "; " << split.words() << ": " << std::llround(split.microseconds);
+  words << ")";
+  return words.str();
+}
+
+void choose_split(Plan& plan, const Config& config, const ForwardArgs& args, bool training, int lanes,
+                  int64_t max_threads) {
+  const std::vector<Split> splits = possible_splits(config, args, training, lanes, max_threads);
+  plan.forced = !forced_split().empty();
+  const Split choice = plan.forced ? forced(splits) : best_split(splits);
+  plan.threads = choice.threads, plan.slices = choice.slices;
+  plan.wavefront = choice.kind == Split::kLayers;
+  plan.reason = (plan.forced ? "RNNFAST_SPLIT=" + forced_split() + ": " : "") + in_words(choice, splits);
+  plan.patience = forced_split() == "alone" ? -1 : kPatience;
 }
 
 // Sequences are dealt to the slices by falling length, so that every slice gets long and short ones.
@@ -132,6 +114,11 @@ int64_t max_sequences(const Plan& plan) {
 
 int64_t round_down(int64_t n, int64_t unit) { return std::max(unit, n / unit * unit); }
 
+int64_t gradient_rows(const Config& config, const ForwardArgs& args) {
+  if (!can_run_layers_at_once(config, args)) return kGradientRows;
+  return std::clamp(args.steps * args.batch / kLayerPieces, kLeastGradientRows, kGradientRows);
+}
+
 // The lengths of what is worked on at once, for the caches; in lean mode also for the memory.
 void choose_chunks(Plan& plan, const Config& config, const ForwardArgs& args, bool training) {
   const int64_t size = config.dtype == Dtype::kFloat32 ? 4 : 8;
@@ -139,9 +126,10 @@ void choose_chunks(Plan& plan, const Config& config, const ForwardArgs& args, bo
   const int64_t sequences = std::max<int64_t>(1, max_sequences(plan)), steps = std::max<int64_t>(1, args.steps);
   const int64_t slots = config.hidden_size * kCells[config.cell].slots * size * sequences;  // bytes of a step's
   plan.row_chunk = kGradientRows;
-  plan.gradient_steps = std::clamp<int64_t>(kGradientRows / sequences, 1, steps);
+  plan.gradient_steps = std::clamp<int64_t>(gradient_rows(config, args) / sequences, 1, steps);
   const int64_t most = std::min(steps, std::max<int64_t>(1, kChunkRows / sequences));
   plan.chunk = round_down(std::min(kChunkBytes * groups / slots, most), plan.gradient_steps);
+  if (plan.wavefront) plan.chunk = plan.gradient_steps;
   plan.segment = 0;
   if (!training || !args.lean) return;
   const int64_t wanted = args.checkpoint_every ? args.checkpoint_every : kSegmentBytes / slots;
@@ -151,9 +139,9 @@ void choose_chunks(Plan& plan, const Config& config, const ForwardArgs& args, bo
 }  // namespace
 
 void set_split(const std::string& split) {
-  if (split != "" && split != "one" && split != "batch" && split != "hidden" && split != "alone")
-    throw std::invalid_argument("split (RNNFAST_SPLIT): expected '', 'one', 'batch', 'hidden' or 'alone', got '" +
-                                split + "'");
+  if (std::find(std::begin(kSplits), std::end(kSplits), split) == std::end(kSplits))
+    throw std::invalid_argument(
+        "split (RNNFAST_SPLIT): expected '', 'one', 'batch', 'hidden', 'layers' or 'alone', got '" + split + "'");
   forced_split() = split;
 }
 
@@ -165,8 +153,7 @@ void choose_split() {
 std::shared_ptr<const Plan> make_plan(const Config& config, const ForwardArgs& args, bool training, int lanes,
                                       int max_threads) {
   auto plan = std::make_shared<Plan>();
-  plan->patience = kPatience, plan->forced = false;
-  choose_split(*plan, config, args, lanes, max_threads);
+  choose_split(*plan, config, args, training, lanes, max_threads);
   make_slices(*plan, args);
   choose_chunks(*plan, config, args, training);
   return plan;

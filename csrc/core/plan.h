@@ -19,6 +19,7 @@ struct SlicePlan {
 
 struct Plan {
   int64_t threads, slices;
+  bool wavefront;  // the layers run at once, each on one thread
   // Steps: of one block of the gradient products, whose input product is made at once, whose gates are rebuilt at once
   // (lean mode; else 0). Each is a multiple of the one before.
   int64_t gradient_steps, chunk, segment;

@@ -154,6 +154,9 @@ class Builder {
       for (int64_t d = 0; d < config_.num_directions; ++d)
         for (int64_t s = 0; s < plan_.slices; ++s) items_.push_back(item(layer, d, s, zeros, reserve, workspace));
     scratch_ = workspace.take<uint8_t>(plan_.threads * scratch_bytes());
+    if (!plan_.wavefront) return;
+    progress_ = workspace.take<int64_t>(config_.num_layers * 8);
+    if (progress_) std::fill_n(progress_, config_.num_layers * 8, 0);
   }
 
   void set_forward_weights(const std::vector<PackedPointers<T>>& packed) {
@@ -174,6 +177,7 @@ class Builder {
     net.packs = jobs.data(), net.pack_count = jobs.size();
     net.scratch = scratch_, net.scratch_bytes = scratch_bytes();
     net.row_chunk = plan_.row_chunk;
+    net.progress = progress_;
     net.dropout = dropout_.empty() ? nullptr : dropout_.data();
     net.dropped = dropped_.data(), net.layer_output = output_.data();
     net.lengths = plan_.lengths.empty() ? nullptr : plan_.lengths.data();
@@ -193,14 +197,14 @@ class Builder {
     return zeros;
   }
 
-  // The outputs of all layers; the last is the caller's. In inference two buffers serve in turn.
+  // The outputs of all layers; the last is the caller's. In inference two buffers serve in turn, if they can.
   void sequences(Carver& memory) {
     const int64_t size = args_.steps * args_.batch * width();
     const bool dropping = training_ && args_.dropout > 0;
     const auto fresh = [&] { return Sequence<T>{memory.take<T>(size), args_.batch * width(), width()}; };
     layer_x_.push_back(sequence<const T>(args_.x));
     for (int64_t layer = 0; layer + 1 < config_.num_layers; ++layer) {
-      output_.push_back(training_ || layer < 2 ? fresh() : output_[layer - 2]);
+      output_.push_back(training_ || plan_.wavefront || layer < 2 ? fresh() : output_[layer - 2]);
       if (dropping) {
         dropped_.push_back(fresh());
         dropout_.push_back(key(layer));
@@ -246,7 +250,7 @@ class Builder {
     const int64_t sequences = item.schedule.sequences, rows = item.schedule.rows;
     if (training_ && !lean_)
       slots_and_cells(item, z, rows, 0, reserve);
-    else if (layer > 0)
+    else if (layer > 0 && !plan_.wavefront)
       share_memory(item, items_[d * plan_.slices + s]);
     else if (pass_ == Pass::kBackward)
       slots_and_cells(item, z, std::min(rows, plan_.segment * sequences), sequences, workspace);
@@ -295,6 +299,7 @@ class Builder {
   std::vector<Sequence<const T>> layer_x_;
   std::vector<DropoutKey> dropout_;
   uint8_t* scratch_ = nullptr;
+  int64_t* progress_ = nullptr;
 };
 
 template <class T>
@@ -379,13 +384,14 @@ class BackwardBuilder {
 
   bool wants_x() const { return args_.grad_x.data != nullptr; }
 
-  // dL/d(input of each layer): the caller's for the first, two buffers in turn for the others.
+  // dL/d(input of each layer): the caller's for the first, two buffers in turn for the others if they can.
   void inputs(int64_t width, Carver& work) {
     const int64_t size = context_.args.steps * context_.args.batch * width;
     grad_input_.push_back(sequence<T>(args_.grad_x));
     for (int64_t layer = 1; layer < config_.num_layers; ++layer)
-      grad_input_.push_back(layer <= 2 ? Sequence<T>{work.take<T>(size), context_.args.batch * width, width}
-                                       : grad_input_[layer - 2]);
+      grad_input_.push_back(layer <= 2 || plan_.wavefront
+                                ? Sequence<T>{work.take<T>(size), context_.args.batch * width, width}
+                                : grad_input_[layer - 2]);
   }
 
   // Sums of the slices after the first: as much as the largest layer needs, for each direction.

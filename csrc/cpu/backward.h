@@ -52,11 +52,13 @@ class BackwardItem {
     window_ = window_of(item_, 0, schedule_.steps);
     for_pieces(item_, 0, schedule_.steps, item_.gradient_steps, true, [&](int64_t begin, int64_t end) {
       if (item_.segment && (begin < window_.begin || end > window_.end || later_ == kNone)) enter_segment(begin);
+      me_.wait_for_input(schedule_.steps - begin);
       for_steps(item_, begin, end, true, [&](int64_t t) { step(t, begin); });
       const int64_t row = offset(schedule_, begin), count = offset(schedule_, end) - row;
       const ChunkRows<T> rows{begin, row, row + count, row - window_.row0};
       weights_.add(rows);
       input_.run(rows);
+      me_.have_done(schedule_.steps - begin);
       if (item_.projected) me_.wait();  // the next steps overwrite grad_raw
     });
     weights_.finish();

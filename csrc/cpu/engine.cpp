@@ -47,6 +47,32 @@ Worker worker_of(const Item<T>& item, Member group) {
   return Worker(group, Blocks<T>::count(item.H), Blocks<T>::count(item.P));
 }
 
+// One direction, one slice, one thread a layer; `before`: which layer it reads from, one less or one more.
+template <class T>
+Worker wavefront_worker(const Network<T>& net, int64_t layer, int64_t before, Member team) {
+  constexpr int64_t kLine = 8;
+  const bool first = before < 0 || before == net.layers;
+  const Wavefront front{net.progress + layer * kLine, first ? nullptr : net.progress + before * kLine};
+  const Item<T>& item = net.items[layer];
+  return Worker({0, 1, nullptr, team.waiting, false}, Blocks<T>::count(item.H), Blocks<T>::count(item.P), front);
+}
+
+template <class T, class Cell>
+void forward_wavefront(const Network<T>& net, Member team) {
+  const Cell cell(net.parameters);
+  Scratch<T> scratch = scratch_of(net, team.rank);
+  for (int64_t layer = team.rank; layer < net.layers; layer += team.size)
+    ForwardItem<T, Cell>(net.items[layer], cell, wavefront_worker(net, layer, layer - 1, team), scratch).run();
+}
+
+template <class T, class Cell>
+void backward_wavefront(const Network<T>& net, Member team) {
+  const Cell cell(net.parameters);
+  Scratch<T> scratch = scratch_of(net, team.rank);
+  for (int64_t layer = net.layers - 1 - team.rank; layer >= 0; layer -= team.size)
+    BackwardItem<T, Cell>(net, layer, 0, 0, cell, wavefront_worker(net, layer, layer + 1, team), scratch).run();
+}
+
 template <class T, class Cell>
 void forward_layers(const Network<T>& net, Member team, Barrier* barriers) {
   const Cell cell(net.parameters);
@@ -125,7 +151,7 @@ template <class Cell>
 void forward(const Network<Real>& net) {
   run_team(net, [&](Member team, Barrier* barriers) {
     pack_all<Real, Gates<Cell>>(net, team);
-    forward_layers<Real, Cell>(net, team, barriers);
+    net.progress ? forward_wavefront<Real, Cell>(net, team) : forward_layers<Real, Cell>(net, team, barriers);
   });
 }
 
@@ -133,7 +159,7 @@ template <class Cell>
 void backward(const Network<Real>& net) {
   run_team(net, [&](Member team, Barrier* barriers) {
     pack_all<Real, Gates<Cell>>(net, team);
-    backward_layers<Real, Cell>(net, team, barriers);
+    net.progress ? backward_wavefront<Real, Cell>(net, team) : backward_layers<Real, Cell>(net, team, barriers);
   });
 }
 

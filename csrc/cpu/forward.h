@@ -214,8 +214,10 @@ class ForwardItem {
     for_pieces(item_, 0, schedule_.steps, item_.chunk, false, [&](int64_t begin, int64_t end) {
       if (item_.checkpoints && starts_segment(begin, end)) checkpoint(begin / item_.segment, true);
       slots_row0_ = item_.keep ? 0 : offset(schedule_, begin);
+      me_.wait_for_input(end);
       input_products(begin, end);
       for_steps(item_, begin, end, false, [&](int64_t t) { step(t); });
+      me_.have_done(end);
     });
     store_final();
   }

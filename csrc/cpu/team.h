@@ -37,8 +37,34 @@ struct Waiting {
   RNNFAST_FN bool in_vain() const { return patience < 0 || (waited >= patience && 2 * waited >= now_ns() - start); }
 };
 
-// Counts arrivals; the last one opens the next generation. Waiting spins a while, then yields: with more threads than
-// cores a spinning thread would otherwise keep the core from the one that it waits for.
+RNNFAST_FN void pause() {
+#if defined(__SSE2__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Spins a while, then yields: with more threads than cores a spinning thread would otherwise keep the core from the one
+// that it waits for.
+template <class Ready>
+RNNFAST_FN void wait_until(Waiting& waiting, Ready&& ready) {
+  constexpr int kShort = 50, kSpins = 4000;
+  const auto spin = [&](int times) {
+    for (int n = 0; n < times; ++n) {
+      if (ready()) return true;
+      pause();
+    }
+    return false;
+  };
+  if (spin(kShort)) return;
+  const int64_t begin = now_ns();
+  if (!spin(kSpins))
+    while (!ready()) sched_yield();
+  waiting.waited += now_ns() - begin;
+}
+
+// Counts arrivals; the last one opens the next generation.
 //
 // A thread that has waited for more than half of its time (another program has the others' cores, and each barrier lasts
 // until they get a turn) may leave them behind: from the barrier that it then arrives at, it does the work of all.
@@ -57,18 +83,14 @@ struct Barrier {
     if (__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == members) {
       __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);
       __atomic_store_n(&generation, now + 1, __ATOMIC_RELEASE);
-    } else if (!spin(now, kShort)) {
-      const int64_t begin = now_ns();
-      if (!spin(now, kSpins))
-        while (__atomic_load_n(&generation, __ATOMIC_ACQUIRE) == now) sched_yield();
-      waiting.waited += now_ns() - begin;
+    } else {
+      wait_until(waiting, [&] { return __atomic_load_n(&generation, __ATOMIC_ACQUIRE) != now; });
     }
     return may_leave ? left_by(now) : -1;
   }
 
  private:
   static constexpr int64_t kNobody = -1;
-  static constexpr int kShort = 50, kSpins = 4000;
 
   // Another may already be past the barrier before: it must not believe that this holds there.
   void leave_behind(uint32_t now, int64_t rank) {
@@ -78,21 +100,6 @@ struct Barrier {
   RNNFAST_FN int64_t left_by(int64_t passed) const {
     const int64_t who = __atomic_load_n(&alone, __ATOMIC_ACQUIRE);
     return who == kNobody || (who >> 16) > passed ? -1 : who & 0xffff;
-  }
-
-  RNNFAST_FN bool spin(uint32_t now, int times) const {
-    for (int n = 0; n < times; ++n) {
-      if (__atomic_load_n(&generation, __ATOMIC_ACQUIRE) != now) return true;
-      pause();
-    }
-    return false;
-  }
-  static RNNFAST_FN void pause() {
-#if defined(__SSE2__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
   }
 };
 
@@ -109,10 +116,18 @@ struct Member {
   }
 };
 
+// Layers that run at once, each on one thread: steps that the layer has done, and that the one which it reads from has.
+// Null: every layer waits for the whole of the one before.
+struct Wavefront {
+  int64_t* mine = nullptr;
+  const int64_t* before = nullptr;
+};
+
 // A thread of the group that works on one item, and its part of it.
 class Worker {
  public:
-  Worker(Member group, int64_t blocks, int64_t out_blocks) : group_(group), all_{blocks, out_blocks} {
+  Worker(Member group, int64_t blocks, int64_t out_blocks, Wavefront front = {})
+      : group_(group), front_(front), all_{blocks, out_blocks} {
     if (group.size > 1 && group.may_leave) follow(group.barrier->left());
     assign();
   }
@@ -120,6 +135,15 @@ class Worker {
   void wait() {
     if (group_.size == 1 || !follow(group_.wait())) return;
     assign();
+  }
+
+  // Steps, counted in the order in which they are run.
+  void wait_for_input(int64_t steps) const {
+    if (front_.before)
+      wait_until(*group_.waiting, [&] { return __atomic_load_n(front_.before, __ATOMIC_ACQUIRE) >= steps; });
+  }
+  void have_done(int64_t steps) const {
+    if (front_.mine) __atomic_store_n(front_.mine, steps, __ATOMIC_RELEASE);
   }
 
   // My part of n; all or nothing once a member has gone on alone.
@@ -139,6 +163,7 @@ class Worker {
   void assign() { blocks = part(all_[0]), out_blocks = part(all_[1]); }
 
   Member group_;
+  const Wavefront front_;
   const int64_t all_[2];
   bool idle_ = false;
 };
