@@ -20,7 +20,7 @@ import rnnfast
 from rnnfast import _core
 
 # (split, threads): every way to share a call, with an even and an odd number of threads.
-SHARINGS = (("one", 1), ("batch", 2), ("batch", 3), ("hidden", 2), ("hidden", 3), ("alone", 3))
+SHARINGS = (("one", 1), ("batch", 2), ("batch", 3), ("hidden", 2), ("hidden", 3), ("layers", 2), ("alone", 3))
 FEW_SHARINGS = (("one", 1), ("batch", 3), ("hidden", 2))
 
 
@@ -62,7 +62,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 class Sharing(NamedTuple):
-    """How a call is shared between threads: "one", "batch", "hidden", or "" for the cost model's choice."""
+    """How a call is shared between threads: "one", "batch", "hidden", "layers", "alone", or "" for the cost model's choice."""
 
     split: str
     threads: int

@@ -204,6 +204,47 @@ print("ok")
     assert run_python(code, timeout=120) == "ok\n"
 
 
+# ---- layers at once --------------------------------------------------------------------------------------------------
+
+STACKS: dict[str, dict[str, Any]] = {
+    "two": {"num_layers": 2, "T": 40, "B": 1, "H": 20},
+    "three_of_one_unit": {"num_layers": 3, "T": 9, "B": 2, "H": 1},
+    "five": {"num_layers": 5, "T": 33, "B": 3, "H": 33},
+    "one_step": {"num_layers": 4, "T": 1, "B": 1, "H": 17},
+    "ragged": {"num_layers": 3, "T": 50, "B": 8, "H": 18, "lengths": True},
+    "reset": {"num_layers": 2, "T": 64, "B": 2, "H": 16, "reset": 0.2},
+    "projection": {"num_layers": 3, "T": 20, "B": 2, "H": 9, "proj": 4},
+    "float32": {"num_layers": 3, "T": 20, "B": 2, "H": 40, "dtype": "float32"},
+}
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("cell", list(functional.CELLS))
+def test_layers_at_once_change_no_bit(cell: str, stack: str, threads: int, restore_sharing: None) -> None:
+    if "proj" in STACKS[stack] and cell != "lstm":
+        return
+    case = Case(cell=cell, I=7, **STACKS[stack])
+    arrays = make(case)
+    Sharing("one", 1).use()
+    alone = results(functional, case, arrays)
+    Sharing("layers", threads).use()
+    for name, value in results(functional, case, arrays).items():
+        np.testing.assert_array_equal(value, alone[name], err_msg=name)
+
+
+def test_layers_at_once_are_chosen_for_small_stacks(restore_sharing: None) -> None:
+    """And not where they cannot be: both directions, a large batch, dropout in training, lean mode."""
+    Sharing("", 2).use()
+    words = "a thread for each layer"
+    x = np.zeros((200, 1, 32), np.float32)
+    stack = rnnfast.LSTM(32, 32, num_layers=2, seed=0)
+    assert f"; {words}" in rnnfast.explain(stack, x)
+    for options in ({"bidirectional": True}, {"dropout": 0.5}, {"num_layers": 1}):
+        assert words not in rnnfast.explain(rnnfast.LSTM(32, 32, **{"num_layers": 2, "seed": 0, **options}), x)
+    assert words not in rnnfast.explain(stack, np.zeros((200, 9, 32), np.float32))
+
+
 # ---- processes -------------------------------------------------------------------------------------------------------
 
 FORK = """

@@ -12,7 +12,7 @@ namespace rnnfast {
 struct Split {
   enum Kind { kOne, kBatch, kHidden, kLayers } kind;
   int64_t threads, slices;
-  double microseconds;  // of a forward call, predicted
+  double microseconds;  // predicted; in training of forward and backward
 
   std::string words() const;
 };

@@ -46,6 +46,7 @@ def explain(module: Any, x: Any, *, lengths: Any = None) -> str:
     if isinstance(module, RecurrentLayer):
         unbatched = getattr(x, "ndim", 3) == 2
         options = {**module._pack_options(), "batch_first": module.batch_first and not unbatched, "lengths": lengths}
+        options["dropout"] = module.dropout if module.training else 0.0
         x = x[:, None] if unbatched else x
     elif isinstance(module, RecurrentCell):
         x, options = (x[None] if getattr(x, "ndim", 2) == 2 else x[None, None]), module._pack_options()
