@@ -47,7 +47,7 @@ def _plan(module: Layer | cells.Cell, x: Any, lengths: Any) -> str:
         options = Options(module.cell(), 1, False, False, 0.0, False)
     else:
         batch_first = module.batch_first and not isinstance(x, PackedSequence) and x.dim() == 3
-        options = module._options(batch_first, False)._replace(dropout=0.0)
+        options = module._options(batch_first, False)
         if isinstance(x, PackedSequence):
             x, lengths, _ = unpack(x)
         elif x.dim() == 2:
