@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -131,8 +132,18 @@ inline py::array flags(const char* name, const py::handle& object, const Axes& a
   return py::array_t<bool>::ensure(values);
 }
 
+// A new array. A large one lies in pooled memory, to which it returns: a training loop gets the pages of the results
+// that it has dropped, and not fresh ones, whose first touch costs as much as a tenth of a call.
 inline py::array empty(Dtype dtype, const std::vector<py::ssize_t>& shape) {
-  return py::array(numpy_dtype(dtype), shape);
+  constexpr double kLarge = 256 << 10;
+  double bytes = dtype == Dtype::kFloat32 ? 4 : 8;  // floating point: a product that overflows is NumPy's to refuse
+  for (const py::ssize_t n : shape) bytes *= static_cast<double>(n);
+  if (!(bytes >= kLarge && bytes < 9e18)) return py::array(numpy_dtype(dtype), shape);
+  auto buffer = std::make_unique<Buffer>(static_cast<size_t>(bytes));
+  uint8_t* data = buffer->data();
+  const py::capsule owner(buffer.get(), [](void* p) { delete static_cast<Buffer*>(p); });
+  buffer.release();
+  return py::array(numpy_dtype(dtype), shape, data, owner);
 }
 
 inline Array3 view3(const py::array& a, bool swap = false) {

@@ -12,7 +12,7 @@ namespace rnnfast {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kMostPooled = size_t{256} << 20, kMostBlocks = 16;
+constexpr size_t kMostPooled = size_t{256} << 20, kMostBlocks = 64;
 
 struct Block {
   uint8_t* data;
