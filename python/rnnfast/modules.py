@@ -133,7 +133,7 @@ class RecurrentLayer(Recurrent):
         return_states : bool
             Return the states of every layer and step, too.
         lean : bool
-            In training mode, keep no gates: `backward` makes them again, to the same bits, in a third more time or less.
+            In training mode, keep no gates: `backward` makes them again, to the same bits, in about a third more time.
         checkpoint_every : int, optional
             For very long sequences: lean, and the cell state is kept before every so many steps only.
 
