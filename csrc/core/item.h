@@ -60,9 +60,10 @@ struct Item {
   const T* zeros;  // max(I, H, P) of them
 
   // Packed weights (cpu/pack.h)
-  const T *w_ih, *w_hh, *w_hr;                 // [blocks][I or P][G][W], [blocks of P][H][W]
-  const T* bias;                               // [blocks][slots][W]
-  const T *w_ih_rows, *w_hh_rows, *w_hr_rows;  // for the backward products: [blocks][G*H][W], [blocks][P][W]
+  const T *w_ih, *w_hh, *w_hr;  // [blocks][I or P][G][W], [blocks of P][H][W]
+  const T* bias;                // [blocks][slots][W]
+  // For the backward products: [blocks][G*H][W], [blocks][P][W]. Narrow inputs have w_ih in the place of w_ih_rows.
+  const T *w_ih_rows, *w_hh_rows, *w_hr_rows;
 
   // Reserve or workspace
   T* slots;           // [blocks][slot_rows][slots][W]

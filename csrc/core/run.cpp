@@ -38,6 +38,8 @@ struct Sizes {
   int64_t padded_h() const { return round_up(H, W); }
   int64_t padded_p() const { return round_up(P, W); }
   int64_t padded_i() const { return round_up(I, W); }
+  // Whether dx takes fewer multiply-adds with units as lanes, and a sum of lanes (about eight) for each value.
+  bool narrow_input() const { return W > 1 && I * (G * padded_h() / W + 8) < G * H; }
 };
 
 template <class T>
@@ -53,7 +55,10 @@ PackedPointers<T> carve_forward(Carver& carver, const Sizes& z) {
 template <class T>
 PackedPointers<T> carve_backward(Carver& carver, const Sizes& z, bool input) {
   PackedPointers<T> p{};
-  if (input) p.w_ih_rows = carver.take<T>(z.padded_i() * z.G * z.H);
+  if (input && z.narrow_input())
+    p.w_ih = carver.take<T>(z.padded_h() * z.I * z.G);
+  else if (input)
+    p.w_ih_rows = carver.take<T>(z.padded_i() * z.G * z.H);
   p.w_hh_rows = carver.take<T>(z.padded_p() * z.G * z.H);
   if (z.projected) p.w_hr_rows = carver.take<T>(z.padded_h() * z.P);
   return p;
@@ -415,6 +420,7 @@ class BackwardBuilder {
 
   void item(Item<T>& item, int64_t layer, int64_t d, int64_t index, const Sizes& z, const PackedPointers<T>& packed,
             Carver& work) {
+    item.w_ih = packed.w_ih;
     item.w_ih_rows = packed.w_ih_rows, item.w_hh_rows = packed.w_hh_rows, item.w_hr_rows = packed.w_hr_rows;
     if (layer + 1 == config_.num_layers) {
       item.grad_out = sequence<const T>(args_.grad_output, d * z.P);

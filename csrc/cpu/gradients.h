@@ -305,6 +305,7 @@ class InputGradient {
   void products(const ChunkRows<T>& rows, Range mine, bool add) {
     T** targets = const_cast<T**>(scratch_.h_rows);
     fill_targets(rows.begin + mine.begin, rows.begin + mine.end, rows.t, targets);
+    if (!item_.w_ih_rows) return narrow(rows.kept + mine.begin, mine.end - mine.begin, targets, add);
     const int64_t w_stride = item_.H * Cell::kGates * W, row0 = rows.kept + mine.begin;
     for_panels<1>({0, Blocks<T>::count(item_.I)}, mine.end - mine.begin,
                   [&]<int MR, int U>(int64_t row, int64_t block) {
@@ -323,6 +324,26 @@ class InputGradient {
                             store_lanes(value, target, lanes);
                           }
                   });
+  }
+
+  // Inputs so narrow that a vector of them would be mostly empty (core/run.cpp decides): the units are the lanes.
+  void narrow(int64_t row0, int64_t rows, T* const* targets, bool add) const {
+    constexpr int G = Cell::kGates;
+    const int64_t blocks = Blocks<T>::count(item_.H), block_stride = item_.slot_rows * Cell::kSlots * W;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < item_.I; ++j) {
+        const T *gates = slot_of<Cell>(item_, 0, row0 + r), *weights = item_.w_ih + j * G * W;
+        V part[G];
+        RNNFAST_UNROLL
+          for (int g = 0; g < G; ++g) part[g] = V(T(0));
+        for (int64_t block = 0; block < blocks; ++block, gates += block_stride, weights += item_.I * G * W)
+          RNNFAST_UNROLL
+            for (int g = 0; g < G; ++g)
+              part[g] = multiply_add(load_lanes(gates + g * W, Blocks<T>::lanes(item_.H, block)),
+                                     V::load(weights + g * W), part[g]);  // padded gates may be NaN
+        for (int g = 1; g < G; ++g) part[0] = part[0] + part[g];
+        targets[r][j] = add ? targets[r][j] + sum_of_lanes(part[0]) : sum_of_lanes(part[0]);
+      }
   }
 
   void fill_targets(int64_t begin, int64_t end, int64_t t, T** targets) {

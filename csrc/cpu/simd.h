@@ -316,6 +316,29 @@ RNNFAST_FN void transpose(Vec<T> (&rows)[Vec<T>::kLanes]) {
   }
 }
 
+// The sum of all lanes, by halves.
+template <int kBit, class Raw, int... kLane>
+RNNFAST_FN Raw add_swapped(Raw v, std::integer_sequence<int, kLane...>) {
+#if __has_builtin(__builtin_shufflevector)
+  return v + __builtin_shufflevector(v, v, (kLane ^ kBit)...);
+#else
+  Raw other = v;
+  ((other[kLane] = v[kLane ^ kBit]), ...);
+  return v + other;
+#endif
+}
+template <class T, int kBit = Vec<T>::kLanes / 2>
+RNNFAST_FN T sum_of_lanes(Vec<T> a) {
+  if constexpr (Vec<T>::kLanes == 1) {
+    return a.v;
+  } else if constexpr (kBit == 0) {
+    return a.v[0];
+  } else {
+    return sum_of_lanes<T, kBit / 2>(
+        Vec<T>::raw(add_swapped<kBit>(a.v, std::make_integer_sequence<int, Vec<T>::kLanes>())));
+  }
+}
+
 // What the long sums are made of: fused where that is an instruction.
 template <class T>
 RNNFAST_FN Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
