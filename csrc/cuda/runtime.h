@@ -1,0 +1,76 @@
+// All that the engine asks of CUDA's runtime, or of its emulator (RNNFAST_EMULATE): streams, launches, errors, devices.
+#pragma once
+
+#include <stdint.h>
+
+#include <stdexcept>
+#include <string>
+
+#ifdef RNNFAST_EMULATE
+#include "cuda/emulate.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+namespace rnnfast::cuda_runtime {
+
+#ifdef RNNFAST_EMULATE
+
+using Stream = void*;
+constexpr bool kEmulated = true;
+
+template <class... P, class... A>
+void launch(void (*kernel)(P...), int64_t blocks, dim3 block, Stream, const A&... arguments) {
+  if (blocks > 0) emulator::run_grid(dim3(static_cast<unsigned>(blocks)), block, [&] { kernel(arguments...); });
+}
+inline int device_count() { return 0; }
+inline std::string device_description() { return "none: the kernels are emulated on the CPU"; }
+
+#else
+
+using Stream = cudaStream_t;
+constexpr bool kEmulated = false;
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
+}
+
+// Grids are one-dimensional: 2^31 - 1 blocks, where the other dimensions end at 65,535.
+template <class... P, class... A>
+void launch(void (*kernel)(P...), int64_t blocks, dim3 block, Stream stream, const A&... arguments) {
+  if (blocks <= 0) return;
+  if (blocks > INT32_MAX) throw std::runtime_error("CUDA: expected at most 2147483647 blocks in a launch");
+  kernel<<<dim3(static_cast<unsigned>(blocks)), block, 0, stream>>>(P(arguments)...);
+  check(cudaGetLastError(), "a kernel was not launched");
+}
+
+// 0 where there is no driver or no device: neither is an error.
+inline int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();  // forget it
+  return 0;
+}
+
+inline std::string device_description() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    return std::string("none: ") + cudaGetErrorString(status);
+  }
+  if (count == 0) return "none";
+  int device = 0, driver = 0;
+  cudaDeviceProp properties;
+  check(cudaGetDevice(&device), "no current device");
+  check(cudaGetDeviceProperties(&properties, device), "no properties of the device");
+  check(cudaDriverGetVersion(&driver), "no version of the driver");
+  return std::string(properties.name) + ", sm_" + std::to_string(properties.major) + std::to_string(properties.minor) +
+         ", " + std::to_string(properties.multiProcessorCount) + " multiprocessors, " +
+         std::to_string(properties.totalGlobalMem >> 20) + " MB, driver for CUDA " + std::to_string(driver / 1000) +
+         "." + std::to_string(driver % 1000 / 10);
+}
+
+#endif
+
+}  // namespace rnnfast::cuda_runtime
