@@ -1,0 +1,306 @@
+"""The CUDA kernels on the CPU: the same sources, run by csrc/cuda/emulate.h, against the float64 reference.
+
+Needs the package built with RNNFAST_CUDA=emulate; NumPy arrays (and PyTorch's CPU tensors, which have bfloat16) stand in for
+the device's. What this cannot show is told by its nature: speed, and what only a GPU's memory and scheduler do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reference_cases import Case, cases, make, map_arrays, normwise_error, options, poison_padding, results, valid_mask
+from rnnfast import _device, functional, reference
+from test_kernels import CELLS, DTYPES, PARAMETERS, assert_same, case_of, check, truth_of, variants
+
+_cuda: Any = import_module("rnnfast._cuda") if find_spec("rnnfast._cuda") else None
+
+pytestmark = pytest.mark.skipif(
+    _cuda is None or not _cuda.emulated, reason="rnnfast._cuda is not built with RNNFAST_CUDA=emulate"
+)
+
+
+@pytest.fixture(autouse=True)
+def emulate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(_device, "emulate", True)
+    functional.stack.cache_clear()
+    yield
+    functional.stack.cache_clear()
+    if _cuda is not None:
+        _cuda.run_backwards(False)
+
+
+def run(case: Case, arrays: Any = None, **options: Any) -> dict[str, Any]:
+    return results(functional, case, make(case) if arrays is None else arrays, **options)
+
+
+# ---- every cell, dtype and option ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", variants())
+def test_options(case: Case, dtype: str) -> None:
+    case = replace(case, dtype=dtype)
+    check(case, run(case))
+
+
+@pytest.mark.parametrize("case", variants("everything", "batch_first", "reset_to_rows"))
+def test_no_barrier_is_missing(case: Case) -> None:
+    """The same bits when the threads and blocks of every launch run in the opposite order."""
+    found = run(case)
+    _cuda.run_backwards(True)
+    assert_same(run(case), found)
+
+
+@pytest.mark.parametrize("case", [p for p in variants() if p.values[0].lengths])
+def test_padding_is_not_read(case: Case) -> None:
+    arrays = make(case)
+    poisoned = poison_padding(case, arrays)
+    if not valid_mask(case, arrays).all():
+        assert np.isnan(poisoned.x).any()
+    assert_same(run(case, poisoned), run(case, arrays))
+
+
+# Odd sizes, and some beyond one tile of 16 (a step's) and of 64 (a large product's), each way.
+SIZES = [(1, 1, 1, 1), (3, 17, 5, 33), (7, 1, 65, 16), (2, 33, 16, 15), (31, 3, 1, 17), (5, 70, 3, 2), (2, 2, 130, 48)]
+
+
+@pytest.mark.parametrize(("T", "B", "I", "H"), SIZES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_odd_sizes(cell: str, T: int, B: int, I: int, H: int) -> None:  # noqa: E741
+    number = T + B + I + H
+    case = case_of(cell, T=T, B=B, I=I, H=H, dtype=DTYPES[number % 2], seed=number, lengths=B > 2)
+    case = replace(case, bidirectional=number % 3 == 0, proj=(H + 1) // 2 if case.has_c and H > 1 else 0)
+    check(case, run(case), grad_floor=0.1, slack=2 if H == 1 else 1)
+
+
+@pytest.mark.parametrize(("T", "B"), [(3, 0), (0, 3), (0, 0)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_empty(cell: str, T: int, B: int) -> None:
+    case = case_of(cell, T=T, B=B, num_layers=2, bidirectional=True, lengths=True, reset=0.3, reset_state="rows")
+    check(case, run(case))
+
+
+@given(cases(cells=CELLS, dtypes=DTYPES, max_work=30_000, max_steps=17))
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+def test_random_configurations(case: Case) -> None:
+    if case.weight_scale > 1:  # the error of a chaotic network grows with every step
+        case = replace(case, T=min(case.T, 4))
+    case = replace(case, parameters=PARAMETERS[case.cell])
+    arrays = make(case)
+    check(case, run(case, poison_padding(case, arrays) if case.lengths else arrays), grad_floor=1.0, slack=4)
+
+
+# ---- float16 and bfloat16 ------------------------------------------------------------------------------------------
+
+
+def in_torch(dtype: str) -> Any:
+    torch = pytest.importorskip("torch")
+    return lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(getattr(torch, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", variants("plain", "layers", "ragged", "reset_to_rows", "everything"))
+def test_half_precision(case: Case, dtype: str) -> None:
+    """Against the float64 truth of the very numbers that were rounded; what is stored is rounded at every step."""
+    case = replace(case, H=min(case.H, 19))
+    rounded = make(case).map(in_torch(dtype))
+    truth = results(reference, case, rounded.map(lambda a: a.double().numpy()))
+    found = run(case, rounded)
+    assert found.keys() == truth.keys()
+    epsilon = 2.0**-11 if dtype == "float16" else 2.0**-8
+    for name, value in found.items():
+        assert str(value.dtype) == f"torch.{dtype}"
+        error = normwise_error(value.double().numpy(), truth[name], 0.1)
+        assert error <= 12 * epsilon, f"{name}: {error / epsilon:.1f} epsilon"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounding(dtype: str) -> None:
+    """A network that only copies shows the conversions: every value there is comes back as it was."""
+    torch = pytest.importorskip("torch")
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(getattr(torch, dtype))
+    h0 = values.reshape(1, 256, 256)
+    x = torch.zeros(0, 256, 1, dtype=h0.dtype)
+    weights = [torch.zeros(256, 1, dtype=h0.dtype), torch.zeros(256, 256, dtype=h0.dtype)]
+    _, hn, _ = functional.rnn(x, h0, weights, training=False)
+    same = hn.reshape(-1).view(torch.int16) == values.view(torch.int16)
+    assert (same | values.isnan()).all()
+    assert hn.reshape(-1)[values.isnan()].isnan().all()
+
+
+# ---- the call ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", variants("everything", "plain", "no_bias"))
+def test_evaluation_and_packed_weights(case: Case) -> None:
+    """Without training, chunks of steps and states in place give the same bits; packed weights are pinned."""
+    arrays = make(case)
+    plain = run(replace(case, dropout=0.0), arrays)
+    found = run(case, arrays, backward=False)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, plain[name], err_msg=name)
+    layers = {"num_layers": case.num_layers, "bidirectional": case.bidirectional}
+    packed = functional.pack(case.cell, arrays.weights, **layers, **dict(case.parameters))
+    for weight in arrays.weights:
+        weight[...] = np.nan
+    assert_same(run(case, replace(arrays, weights=packed), backward=False), found)
+
+
+@pytest.mark.parametrize("case", variants("everything", "plain"))
+def test_retain(case: Case) -> None:
+    arrays = make(case)
+    *_, ctx = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
+
+    def backward(retain: bool) -> list[Any]:
+        grads = {"grad_states": arrays.grad_states, "retain": retain, "record": True}
+        found = functional.backward(ctx, arrays.grad_output, arrays.grad_state, **grads)
+        return [found, ctx.grad_reset_state, ctx.grad_h]
+
+    first = backward(retain=True)
+    for again in (backward(retain=True), backward(retain=False)):
+        map_arrays_together(np.testing.assert_array_equal, first, again)
+    with pytest.raises(RuntimeError, match="used up"):
+        backward(retain=False)
+
+
+def map_arrays_together(check_pair: Any, a: Any, b: Any) -> None:
+    if isinstance(a, (tuple, list)):
+        for one, other in zip(a, b, strict=True):
+            map_arrays_together(check_pair, one, other)
+    elif a is not None:
+        check_pair(a, b)
+
+
+@pytest.mark.parametrize("case", variants("everything"))
+def test_missing_gradients_are_zero(case: Case) -> None:
+    arrays = make(case)
+    full = [arrays.grad_output, arrays.grad_state, arrays.grad_states]
+
+    def backward(grads: Any, **wanted: Any) -> Any:
+        *_, ctx = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
+        return functional.backward(ctx, grads[0], grads[1], grad_states=grads[2], **wanted)
+
+    for chosen in ((True, False, False), (False, True, False), (False, False, True), (False, False, False)):
+        with_none = backward([g if c else None for g, c in zip(full, chosen, strict=True)])
+        zeros = [g if c else map_arrays(np.zeros_like, g) for g, c in zip(full, chosen, strict=True)]
+        map_arrays_together(np.testing.assert_array_equal, with_none, backward(zeros))
+    complete = backward(full)
+    assert backward(full, need_grad_x=False)[0] is None
+    map_arrays_together(np.testing.assert_array_equal, complete[1:], backward(full, need_grad_x=False)[1:])
+    assert backward(full, need_grad_weights=False)[2] is None
+    map_arrays_together(np.testing.assert_array_equal, complete[:2], backward(full, need_grad_weights=False)[:2])
+
+
+@pytest.mark.parametrize("case", variants("everything"))
+def test_strides(case: Case) -> None:
+    """Sequences whose steps or rows lie apart, transposed weights, states in a larger array."""
+    arrays = make(case)
+
+    def spread(a: Any) -> Any:
+        large = np.full([2 * n for n in a.shape[:-1]] + [a.shape[-1] + 3], np.nan, a.dtype)
+        view = large[tuple(slice(0, None, 2) for _ in a.shape[:-1]) + (slice(1, 1 + a.shape[-1]),)]
+        view[...] = a
+        return view
+
+    weights = [np.asfortranarray(w) if w.ndim == 2 else spread(w[None])[0] for w in arrays.weights]
+    reset = np.repeat(np.repeat(arrays.reset, 2, 0), 3, 1)[::2, ::3]
+    assert_same(run(case, replace(arrays.map(spread), weights=weights, reset=reset)), run(case, arrays))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_lengths_on_the_device_are_clamped(cell: str) -> None:
+    """On the device no value can be refused without waiting for it."""
+    torch = pytest.importorskip("torch")
+    case = case_of(cell, T=4, B=4, lengths=(4, 0, 2, 4))
+    arrays = make(case).map(torch.from_numpy)
+    expected = run(case, arrays)
+    found = run(case, replace(arrays, lengths=torch.tensor([9, -3, 2, 4], dtype=torch.int32)))
+    assert_same(found, expected)
+    with pytest.raises(ValueError, match="lengths: expected values within"):
+        run(case, replace(arrays, lengths=np.array([9, 0, 2, 4])))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_many_steps(cell: str) -> None:
+    """T beyond 65,535, where a grid's other dimensions end. The truth: the same steps, in pieces of the CPU engine."""
+    case = case_of(cell, T=70_000, B=1, I=1, H=2, hx=False, return_states=False)
+    arrays = make(case)
+    options = {"training": True}
+    output, state, ctx = functional.forward(cell, arrays.x, None, arrays.weights, **options)
+    grads = functional.backward(ctx, arrays.grad_output, arrays.grad_state)
+    _device.emulate = False
+    functional.stack.cache_clear()
+    expected, expected_state, ctx = functional.forward(cell, arrays.x, None, arrays.weights, **options)
+    expected_grads = functional.backward(ctx, arrays.grad_output, arrays.grad_state)
+    for found, wanted in ((output, expected), (state, expected_state), (grads, expected_grads)):
+        map_arrays_together(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, wanted)
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+
+def test_errors() -> None:
+    case = case_of("lstm", T=3, B=2)
+    arrays = make(case)
+
+    def forward(**changes: Any) -> Any:
+        given = {"x": arrays.x, "hx": arrays.hx, "weights": arrays.weights} | changes
+        return functional.forward("lstm", given.pop("x"), given.pop("hx"), given.pop("weights"), **given)
+
+    for error, match, changes in (
+        (TypeError, "x: expected dtype float64", {"x": arrays.x.astype("float32")}),
+        (ValueError, "x: expected I=4", {"x": arrays.x[..., :2]}),
+        (ValueError, r"hx: expected shape \[1, 2, 5\]", {"hx": (arrays.hx[0], arrays.hx[1][:, :1])}),
+        (ValueError, r"lengths: expected shape \[2\]", {"lengths": [1, 2, 3]}),
+        (TypeError, "lengths: expected integers", {"lengths": [1.0, 2.0]}),
+        (ValueError, "dropout: expected a probability", {"dropout": 1.5}),
+        (ValueError, "lean", {"lean": True}),
+        (ValueError, "weight_hh_l0", {"weights": [arrays.weights[0], arrays.weights[1][:, :2], *arrays.weights[2:]]}),
+    ):
+        with pytest.raises(error, match=match):
+            forward(**changes)
+
+
+def test_other_engines_arrays_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Device weights with a host x, and the other way round."""
+    torch = pytest.importorskip("torch")
+    arrays = make(case_of("gru"))
+    tensors = [torch.from_numpy(w) for w in arrays.weights]
+    with pytest.raises(TypeError, match="expected a torch.Tensor on a CUDA device, as x is, got numpy.ndarray"):
+        functional.gru(torch.from_numpy(arrays.x), None, arrays.weights)
+    monkeypatch.setattr(_device, "emulate", False)
+    with pytest.raises(TypeError, match="weight_ih_l0: expected a numpy.ndarray or an array on a CUDA device"):
+        functional.gru(arrays.x, None, tensors)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_dropout_masks_are_the_reference(seed: int, call: int) -> None:
+    case = case_of("rnn_tanh", num_layers=3, dropout=0.5, H=9)
+    arrays = make(case)
+    chosen = options(case, arrays) | {"seed": seed, "call": call}
+    found = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **chosen)
+    expected = reference.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **chosen)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-12, atol=1e-12)
+
+
+def test_truth_is_independent() -> None:
+    """The limits above can be missed: another cell's truth is far off."""
+    case = case_of("gru")
+    with pytest.raises(AssertionError):
+        check(replace(case, seed=1), run(case))
+    assert truth_of(case)
