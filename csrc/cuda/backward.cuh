@@ -258,6 +258,13 @@ struct WeightTarget {
   int64_t width;        // of the weight
   int64_t H;            // rows of each gate
   int gate[kMaxGates];  // the caller's number of each gate
+
+  RNNFAST_FN int64_t row(int64_t m) const {
+    int64_t result = m;
+    for (int g = 0; g < kMaxGates; ++g)  // not by an index, which would put the array into local memory
+      if (m / H == g) result = gate[g] * H + m % H;
+    return result;
+  }
 };
 
 template <class T>
@@ -268,8 +275,7 @@ __global__ void __launch_bounds__(kThreads)
   if (n >= size) return;
   A sum = partials.data[n];
   for (int64_t part = 1; part < parts; ++part) sum = sum + partials.data[part * size + n];
-  const int64_t m = n / partials.columns, column = n % partials.columns;
-  const int64_t row = target.gate[m / target.H] * target.H + m % target.H;
+  const int64_t row = target.row(n / partials.columns), column = n % partials.columns;
   if (column < target.width)
     target.weight[row * target.width + column] = rounded<T>(sum);
   else if (target.bias)

@@ -52,7 +52,7 @@ struct ProductSize {
 };
 
 template <class A, class Left, class Right, class Target>
-__global__ void __launch_bounds__(kThreads) product_kernel(ProductSize size, Left left, Right right, Target target) {
+__global__ void __launch_bounds__(kThreads, 2) product_kernel(ProductSize size, Left left, Right right, Target target) {
   constexpr int R = ProductSize::kSide / kTile;
   const int64_t tile = blockIdx.x % size.tiles(), part = blockIdx.x / size.tiles();
   const int64_t row0 = tile / size.column_tiles() * ProductSize::kSide;

@@ -35,6 +35,7 @@ inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
 }
 
+#ifdef __CUDACC__
 // Grids are one-dimensional: 2^31 - 1 blocks, where the other dimensions end at 65,535.
 template <class... P, class... A>
 void launch(void (*kernel)(P...), int64_t blocks, dim3 block, Stream stream, const A&... arguments) {
@@ -43,6 +44,7 @@ void launch(void (*kernel)(P...), int64_t blocks, dim3 block, Stream stream, con
   kernel<<<dim3(static_cast<unsigned>(blocks)), block, 0, stream>>>(P(arguments)...);
   check(cudaGetLastError(), "a kernel was not launched");
 }
+#endif
 
 // 0 where there is no driver or no device: neither is an error.
 inline int device_count() {
