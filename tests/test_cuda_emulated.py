@@ -212,7 +212,7 @@ def test_strides(case: Case) -> None:
 
     def spread(a: Any) -> Any:
         large = np.full([2 * n for n in a.shape[:-1]] + [a.shape[-1] + 3], np.nan, a.dtype)
-        view = large[tuple(slice(0, None, 2) for _ in a.shape[:-1]) + (slice(1, 1 + a.shape[-1]),)]
+        view = large[(*(slice(0, None, 2) for _ in a.shape[:-1]), slice(1, 1 + a.shape[-1]))]
         view[...] = a
         return view
 
@@ -304,3 +304,51 @@ def test_truth_is_independent() -> None:
     with pytest.raises(AssertionError):
         check(replace(case, seed=1), run(case))
     assert truth_of(case)
+
+
+# ---- rnnfast.torch -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_torch_layers(seed: int) -> None:
+    """The modules beside torch.nn's, through autograd."""
+    pytest.importorskip("torch")
+    import torch_cases
+
+    setup = torch_cases.draw(seed)
+    theirs, ours = setup.pair()
+    arguments = torch_cases.requiring_grad((setup.x(), setup.state() if setup.hx else None))
+    before = _cuda.launches()
+    torch_cases.assert_close(torch_cases.run(ours, *arguments), torch_cases.run(theirs, *arguments))
+    assert _cuda.launches() > before
+
+
+def test_torch_options_and_second_backward() -> None:
+    torch = pytest.importorskip("torch")
+    import rnnfast.torch as rt
+
+    layer = rt.LSTM(3, 4, 2, dropout=0.5, dtype=torch.float64)
+    x, reset = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True), torch.rand(5, 2) < 0.3
+    output, _ = layer(x, lengths=torch.tensor([5, 3]), reset=reset)
+    first = torch.autograd.grad(output.sum(), [x, *layer.parameters()], retain_graph=True)
+    again = torch.autograd.grad(output.sum(), [x, *layer.parameters()])
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a, b)
+    layer.eval()
+    with torch.no_grad():
+        quiet, _ = layer(x)
+    _device.emulate = False
+    torch.testing.assert_close(quiet, layer(x)[0])
+
+
+def test_torch_half_precision() -> None:
+    torch = pytest.importorskip("torch")
+    import rnnfast.torch as rt
+
+    layer = rt.GRU(3, 4, dtype=torch.bfloat16)
+    x = torch.randn(5, 2, 3, dtype=torch.bfloat16, requires_grad=True)
+    output, _ = layer(x)
+    output.float().sum().backward()
+    assert output.dtype == x.grad.dtype == layer.weight_hh_l0.grad.dtype == torch.bfloat16
+    expected, _ = rt.revert(layer)(x)
+    torch.testing.assert_close(output, expected, rtol=2e-2, atol=2e-2)

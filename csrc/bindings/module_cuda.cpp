@@ -164,6 +164,7 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("workspace"), py::arg("stream"));
   m.def("device_count", &cuda_engine::device_count, "0 where there is no driver.");
   m.def("device_description", &cuda_engine::device_description, "The current device, or why there is none.");
+  m.def("launches", &cuda_engine::launches, "In the emulator: how many kernels this thread has launched.");
   m.def("run_backwards", &cuda_engine::run_backwards, py::arg("on"),
         "In the emulator: run the threads of a block in the opposite order.");
   m.attr("emulated") = cuda_engine::emulated();

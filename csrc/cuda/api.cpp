@@ -39,6 +39,13 @@ void backward(const Config& config, const ForwardArgs& args, const BackwardArgs&
 int device_count() { return cuda_runtime::device_count(); }
 std::string device_description() { return cuda_runtime::device_description(); }
 bool emulated() { return cuda_runtime::kEmulated; }
+int64_t launches() {
+#ifdef RNNFAST_EMULATE
+  return emulator::emulation().launches;
+#else
+  return 0;
+#endif
+}
 void run_backwards([[maybe_unused]] bool on) {
 #ifdef RNNFAST_EMULATE
   emulator::emulation().backwards = on;

@@ -32,6 +32,7 @@ void backward(const Config& config, const ForwardArgs& args, const BackwardArgs&
 int device_count();                // 0 where there is no driver
 std::string device_description();  // of the current device, or why there is none
 bool emulated();                   // "device" memory is the host's (cuda/emulate.h)
+int64_t launches();                // by this thread, of the emulator
 void run_backwards(bool on);       // the emulator's threads in the opposite order: a missing barrier shows
 
 }  // namespace rnnfast::cuda_engine

@@ -33,6 +33,7 @@ def _extension() -> Any:
     return import_module("rnnfast._cuda")
 
 
+@lru_cache(maxsize=1)
 def unavailable() -> str | None:
     """Why nothing can run on a CUDA device, or None."""
     try:
