@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import rnnfast
 from reference_cases import Case, cases, make, map_arrays, normwise_error, options, poison_padding, results, valid_mask
 from rnnfast import _device, functional, reference
 from test_kernels import CELLS, DTYPES, PARAMETERS, assert_same, case_of, check, truth_of, variants
@@ -304,6 +305,46 @@ def test_truth_is_independent() -> None:
     with pytest.raises(AssertionError):
         check(replace(case, seed=1), run(case))
     assert truth_of(case)
+
+
+# ---- modules -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_modules(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same layer on both devices: training, evaluation with packed weights, a stream, one sequence."""
+    rng = np.random.default_rng(1)
+    x, grad = rng.standard_normal((4, 2, 3)), rng.standard_normal((4, 2, 5))
+
+    def everything(device: str) -> list[Any]:
+        monkeypatch.setattr(_device, "emulate", device == "cuda")
+        layer = getattr(rnnfast, kind)(3, 5, 2, dtype="float64", device=device, seed=7)
+        head = rnnfast.Linear(5, 2, dtype="float64", device=device, seed=8)
+        assert layer.device == device
+        output, state = layer(x, lengths=[4, 2])
+        found = [output, state, head(output), layer.backward(grad)]
+        found += [p.grad for p in layer.parameters()]
+        assert ("GPU" in rnnfast.explain(layer, x)) == (device == "cuda")
+        layer.eval()
+        found += [layer(x), layer(x[:, 0], reset=[False, True, False, False])]
+        with layer.stream(2) as stream:
+            found += [stream.step(x[0]), stream.step(x[1], reset=[True, False]).copy()]
+            stream.reorder([1, 1])
+            found += [stream.fork().step(x[2]), stream.state]
+        return found
+
+    before = _cuda.launches()
+    found = everything("cuda")
+    assert _cuda.launches() > before
+    map_arrays_together(lambda a, b: np.testing.assert_allclose(a, b, 1e-12, 1e-12), found, everything("cpu"))
+
+
+def test_cells() -> None:
+    cell, x = rnnfast.LSTMCell(3, 4, dtype="float64", device="cuda", seed=1), np.ones((2, 3))
+    (h, c), context = cell(x)
+    grad_x, _ = cell.backward(context, (h, None))
+    assert grad_x.shape == x.shape
+    assert c.shape == h.shape == (2, 4)
 
 
 # ---- rnnfast.torch -------------------------------------------------------------------------------------------------

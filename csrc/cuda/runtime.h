@@ -55,22 +55,23 @@ inline int device_count() {
 }
 
 inline std::string device_description() {
-  int count = 0;
+  const auto version = [](int n) { return std::to_string(n / 1000) + "." + std::to_string(n % 1000 / 10); };
+  int count = 0, driver = 0, device = 0;
+  check(cudaDriverGetVersion(&driver), "no version of the driver");
+  if (driver == 0) return "none: there is no NVIDIA driver";
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
     cudaGetLastError();
-    return std::string("none: ") + cudaGetErrorString(status);
+    return std::string("none: ") + cudaGetErrorString(status) + " (the driver is for CUDA " + version(driver) +
+           ", rnnfast was built with " + version(CUDART_VERSION) + ")";
   }
   if (count == 0) return "none";
-  int device = 0, driver = 0;
   cudaDeviceProp properties;
   check(cudaGetDevice(&device), "no current device");
   check(cudaGetDeviceProperties(&properties, device), "no properties of the device");
-  check(cudaDriverGetVersion(&driver), "no version of the driver");
   return std::string(properties.name) + ", sm_" + std::to_string(properties.major) + std::to_string(properties.minor) +
          ", " + std::to_string(properties.multiProcessorCount) + " multiprocessors, " +
-         std::to_string(properties.totalGlobalMem >> 20) + " MB, driver for CUDA " + std::to_string(driver / 1000) +
-         "." + std::to_string(driver % 1000 / 10);
+         std::to_string(properties.totalGlobalMem >> 20) + " MB, driver for CUDA " + version(driver);
 }
 
 #endif

@@ -20,7 +20,17 @@ import numpy as np
 
 from . import reference
 
-__all__ = ["Context", "Packed", "Stack", "library_of", "owns", "unavailable"]
+__all__ = [
+    "Context",
+    "Packed",
+    "Stack",
+    "Stream",
+    "array_module",
+    "library_of",
+    "no_array_module",
+    "owns",
+    "unavailable",
+]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -33,18 +43,36 @@ def _extension() -> Any:
     return import_module("rnnfast._cuda")
 
 
-@lru_cache(maxsize=1)
 def unavailable() -> str | None:
     """Why nothing can run on a CUDA device, or None."""
+    return None if emulate else _missing()
+
+
+@lru_cache(maxsize=1)
+def _missing() -> str | None:
     try:
         engine = _extension()
     except ModuleNotFoundError:
         return "this build has no rnnfast._cuda (RNNFAST_CUDA=ON pip install . makes it)"
     except ImportError as error:
         return f"rnnfast._cuda cannot be imported: {error}"
-    if engine.emulated or engine.device_count():
-        return None
-    return f"no CUDA device: {engine.device_description()}"
+    if engine.emulated:
+        return "rnnfast._cuda was built with RNNFAST_CUDA=emulate, for tests"
+    return None if engine.device_count() else f"no CUDA device: {engine.device_description()}"
+
+
+def array_module() -> Any:
+    """The module of the arrays that rnnfast's own layers have on a device: CuPy."""
+    return np if emulate else import_module("cupy")
+
+
+def no_array_module() -> str | None:
+    """Why there is none, or None."""
+    try:
+        array_module()
+    except ImportError as error:
+        return f"CuPy cannot be imported, pip install cupy-cuda13x ({error})"
+    return None
 
 
 # ---- libraries -------------------------------------------------------------------------------------------------------
@@ -456,6 +484,81 @@ class Stack:
             return None
         one = broadcast and len(array.shape) == 3 and array.shape[1] == 1
         return arguments.array(name, array, (self.states, 1 if one else batch, width))
+
+
+class Stream:
+    """One step after another, with pinned weights and the state inside: the interface of ``_core.Stream``."""
+
+    def __init__(self, layers: Stack, packed: Packed, batch_size: int) -> None:
+        self.closed = False
+        self._layers, self._packed, self._batch = layers, packed, batch_size
+        self._arguments = Arguments(layers.dtype, packed.weights[0])
+        self._state = self._zeros()
+
+    def step(self, x_t: Any, reset: Any = None, out: Any = None) -> Any:
+        self._require_open()
+        if len(getattr(x_t, "shape", ())) != 2 or x_t.shape[0] != self._batch:
+            raise ValueError(f"x_t: expected shape [{self._batch}, {self._layers.input_size}], got {x_t!r:.80}")
+        if reset is not None and not owns(reset):
+            reset = np.asarray(reset)
+        h0, c0 = self._state
+        output, *state = self._layers.forward(
+            x=x_t[None],
+            h0=h0,
+            c0=c0,
+            weights=self._packed,
+            batch_first=False,
+            training=False,
+            lengths=None,
+            reset=None if reset is None else reset[None],
+            reset_h=None,
+            reset_c=None,
+            return_states=False,
+            dropout=0.0,
+            seed=0,
+            call=0,
+            output=None if out is None else out[None],
+        )[:3]
+        self._state = state
+        return output[0] if out is None else out
+
+    def get_state(self) -> Any:
+        self._require_open()
+        h, c = (None if s is None else self._arguments.library.copy(s) for s in self._state)
+        return (h, c) if self._layers.has_cell_state else h
+
+    def set_state(self, h: Any, c: Any = None) -> None:
+        self._require_open()
+        if c is not None and not self._layers.has_cell_state:
+            raise ValueError("state: this cell has no cell state, expected one array")
+        arguments = Arguments(self._layers.dtype, self._arguments.like)
+        state = self._zeros()
+        for i, given in enumerate((h, c)):
+            if given is not None:
+                checked = arguments.array("state", given, tuple(state[i].shape))
+                state[i] = arguments.library.copy(checked)
+        self._state = state
+
+    def reorder(self, rows: Any) -> None:
+        self._require_open()
+        rows = self._arguments.library.from_host(np.asarray(rows), self._arguments.like) if not owns(rows) else rows
+        self._state = [None if s is None else s[:, rows] for s in self._state]
+
+    def set_packed(self, packed: Packed) -> None:
+        self._require_open()
+        self._packed = packed
+
+    def close(self) -> None:
+        self.closed, self._state = True, []
+
+    def _zeros(self) -> list[Any]:
+        layers, arguments = self._layers, Arguments(self._layers.dtype, self._arguments.like)
+        h = arguments.zeros((layers.states, self._batch, layers.P))
+        return [h, arguments.zeros((layers.states, self._batch, layers.H)) if layers.has_cell_state else None]
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise RuntimeError("stream: this stream is closed")
 
 
 class Context:

@@ -522,7 +522,8 @@ class Stream:
 
     def __init__(self, cell: str, packed: Packed, batch_size: int, *, num_layers: int = 1, core: Any = None) -> None:
         weights = _check_packed("packed", cell, packed)
-        self._core = core or _core.Stream(packed.stack, weights, _count("batch_size", batch_size))
+        engine: Any = _device if isinstance(packed.stack, _device.Stack) else _core
+        self._core = core or engine.Stream(packed.stack, weights, _count("batch_size", batch_size))
         self._cell, self._has_cell_state = cell, CELLS[cell].has_cell_state
         self.step = self._core.step  # nothing between the caller and the kernel
 

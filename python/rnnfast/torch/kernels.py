@@ -148,7 +148,9 @@ class WeightCache:
 
     def get(self, options: Options, weights: list[Tensor]) -> Ready:
         ready = self._arrays(options, weights)
-        digest = None if _device.owns(weights[0]) else functional.digest(ready.arrays)  # a device's are taken as they are
+        digest = (
+            None if _device.owns(weights[0]) else functional.digest(ready.arrays)
+        )  # a device's are taken as they are
         if digest is None:
             return ready
         last = self._last
