@@ -143,6 +143,22 @@ def test_rounding(dtype: str) -> None:
     assert hn.reshape(-1)[values.isnan()].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounding_of_products(dtype: str) -> None:
+    """One step without a past is relu(x w), exact in float32: what is stored is that to the nearest, ties to even."""
+    torch = pytest.importorskip("torch")
+    kind, rng = getattr(torch, dtype), torch.Generator().manual_seed(0)
+    few = torch.randint(0, 64, (500,), generator=rng) / 32  # short significands: many products are ties
+    scale = torch.exp2(torch.randint(-13, 9, (500,), generator=rng))
+    x = (few * scale).to(kind).reshape(1, 500, 1)
+    w = torch.cat([few[:150] * scale[:150], torch.randn(50, generator=rng)]).to(kind).reshape(200, 1)
+    output, _, _ = functional.rnn(x, None, [w, torch.zeros(200, 200, dtype=kind)], nonlinearity="relu", training=False)
+    exact = x.float() * w.float().T
+    expected = exact.clamp(min=0).to(kind)
+    assert torch.equal(output, expected)
+    assert (expected.isinf().any()) == (dtype == "float16")
+
+
 # ---- the call ------------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,10 @@ namespace {
 
 using View = std::optional<std::vector<int64_t>>;
 
-void* address(int64_t value) { return reinterpret_cast<void*>(static_cast<uintptr_t>(value)); }
+void* address(int64_t value) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): a pointer comes from Python as a number
+  return reinterpret_cast<void*>(static_cast<uintptr_t>(value));
+}
 
 class Views {
  public:
@@ -77,8 +80,8 @@ ForwardArgs make_forward(const py::dict& views, int64_t steps, int64_t batch, do
 std::vector<LayerWeights> make_weights(const std::vector<View>& views) {
   std::vector<LayerWeights> all(views.size() / 5);
   for (size_t i = 0; i < views.size(); ++i) {
-    if (!views[i]) continue;
-    const std::vector<int64_t>& view = *views[i];
+    const std::vector<int64_t> view = views[i].value_or(std::vector<int64_t>{});
+    if (view.empty()) continue;
     LayerWeights& w = all.at(i / 5);
     Array2* const targets[5] = {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr};
     *targets[i % 5] = {address(view.at(0)), view.at(1), view.size() > 2 ? view[2] : 1};

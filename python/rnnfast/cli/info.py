@@ -37,12 +37,12 @@ def collect() -> dict[str, Any]:
 def _cuda_facts() -> dict[str, str] | None:
     """What rnnfast._cuda says: the architectures it was compiled for, and the current device, or why there is none."""
     try:
-        from .. import _cuda
+        engine = importlib.import_module("rnnfast._cuda")
     except ModuleNotFoundError:
         return None
     except ImportError as error:
         return {"architectures": "?", "device": f"none: {error}"}
-    return {"architectures": _cuda.architectures, "device": _cuda.device_description()}
+    return {"architectures": engine.architectures, "device": engine.device_description()}
 
 
 @click.command("info")
