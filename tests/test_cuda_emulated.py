@@ -6,10 +6,13 @@ the device's. What this cannot show is told by its nature: speed, and what only 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -297,8 +300,10 @@ def test_other_engines_arrays_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     torch = pytest.importorskip("torch")
     arrays = make(case_of("gru"))
     tensors = [torch.from_numpy(w) for w in arrays.weights]
-    with pytest.raises(TypeError, match="expected a torch.Tensor on a CUDA device, as x is, got numpy.ndarray"):
-        functional.gru(torch.from_numpy(arrays.x), None, arrays.weights)
+    with pytest.raises(
+        TypeError, match="expected a torch.Tensor on a CUDA device, as the weights are, got numpy.ndarray"
+    ):
+        functional.gru(arrays.x, None, tensors)
     monkeypatch.setattr(_device, "emulate", False)
     with pytest.raises(TypeError, match="weight_ih_l0: expected a numpy.ndarray or an array on a CUDA device"):
         functional.gru(arrays.x, None, tensors)
@@ -313,6 +318,37 @@ def test_dropout_masks_are_the_reference(seed: int, call: int) -> None:
     found = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **chosen)
     expected = reference.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **chosen)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-12, atol=1e-12)
+
+
+def test_foreign_arrays_come_through_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for CuPy: what names device memory in either way is taken without a copy."""
+
+    class Array(np.ndarray):
+        __module__ = "cupy"
+        device = nullcontext()
+        __cuda_array_interface__ = property(lambda self: {})
+
+    def asarray(value: Any) -> Array:
+        return getattr(value, "array", value).view(Array)
+
+    stand_in = SimpleNamespace(asarray=asarray, from_dlpack=asarray, ascontiguousarray=asarray)
+    stand_in.empty = lambda shape, dtype: np.empty(shape, dtype).view(Array)
+    stand_in.cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=0))
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    monkeypatch.setattr(_device.Cupy, "address", lambda self, array: array.ctypes.data)
+    monkeypatch.setattr(_device.Cupy, "place", lambda self, array: 0)
+    case = case_of("lstm", T=3, B=2, lengths=(3, 1))
+    arrays = make(case)
+    expected = run(case, arrays)
+    foreign = (
+        lambda a: SimpleNamespace(array=a, __cuda_array_interface__={}),
+        lambda a: SimpleNamespace(array=a, __dlpack_device__=lambda: (2, 0)),
+    )
+    for wrap in foreign:
+        given = replace(arrays.map(wrap), weights=[asarray(w) for w in arrays.weights])
+        found = run(case, given)
+        assert all(type(value) is Array for value in found.values())
+        assert_same(found, expected)
 
 
 def test_truth_is_independent() -> None:

@@ -34,6 +34,8 @@ __all__ = [
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
+DLPACK_CUDA = 2  # the kind of device, of DLPack's DLDeviceType
+
 # Tests of the emulated engine set this: NumPy arrays and PyTorch's CPU tensors then count as the device's.
 emulate = False
 
@@ -86,6 +88,10 @@ class Library:
     def owns(self, array: Any) -> bool:
         return emulate and isinstance(array, np.ndarray)
 
+    def adopt(self, array: Any) -> Any:
+        """An array of another library on a device as one of this one's, without a copy; else as it is, to be refused."""
+        return array
+
     def dtype(self, array: Any) -> str:
         return str(array.dtype)
 
@@ -129,6 +135,15 @@ class Cupy(Library):
 
     def owns(self, array: Any) -> bool:
         return type(array).__module__.partition(".")[0] == "cupy" and hasattr(array, "__cuda_array_interface__")
+
+    def adopt(self, array: Any) -> Any:
+        """CuPy waits for the stream that such an array names, or tells it of its own (DLPack)."""
+        if array is None or isinstance(array, np.ndarray) or self.owns(array):
+            return array
+        if hasattr(array, "__cuda_array_interface__"):
+            return self.cupy.asarray(array)
+        on_device = hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] == DLPACK_CUDA
+        return self.cupy.from_dlpack(array) if on_device else array
 
     @property
     def cupy(self) -> Any:
@@ -229,12 +244,13 @@ class Arguments:
         library = library_of(like)
         if library is None:
             kind = type(like)
-            raise TypeError(f"x: expected an array on a CUDA device, got {kind.__module__}.{kind.__qualname__}")
+            raise TypeError(f"weights: expected arrays on a CUDA device, got {kind.__module__}.{kind.__qualname__}")
         self.library, self.dtype, self.like = library, dtype, like
         self.kept: list[Any] = []  # what must live as long as the call
 
     def array(self, name: str, array: Any, shape: Sequence[int | None], dtype: str | None = None) -> Any:
         """`array` itself, or a copy where its last axis is not contiguous."""
+        array = self.library.adopt(array)
         self._check(name, array, shape, dtype)
         rows = array.shape[-1] <= 1 or self.library.strides(array)[-1] == 1
         aligned = self.library.address(array) % 2 == 0
@@ -256,6 +272,7 @@ class Arguments:
 
     def integers(self, name: str, values: Any, shape: Sequence[int], dtype: str, most: int | None) -> Any:
         """On the device, whatever they are; values on the host are checked, those on the device are clamped there."""
+        values = self.library.adopt(values)
         if self.library.owns(values) and not isinstance(values, np.ndarray):
             if self.library.dtype(values)[:3] not in ("int", "uin", "boo"):
                 raise TypeError(f"{name}: expected integers, got dtype {self.library.dtype(values)}")
@@ -277,7 +294,8 @@ class Arguments:
         library, wanted = self.library, dtype or self.dtype
         if not library.owns(array):
             kind = type(array)
-            raise TypeError(f"{name}: expected a {library.name}, as x is, got {kind.__module__}.{kind.__qualname__}")
+            got = f"{kind.__module__}.{kind.__qualname__}"
+            raise TypeError(f"{name}: expected a {library.name}, as the weights are, got {got}")
         if library.place(array) != library.place(self.like):
             raise ValueError(f"{name}: expected device {library.place(self.like)}, got {library.place(array)}")
         if library.dtype(array) != wanted:
@@ -416,7 +434,7 @@ class Stack:
             if training:
                 raise ValueError("weights: expected arrays in training, got packed weights")
             given = given.weights
-        arguments = Arguments(self.dtype, x)
+        arguments = Arguments(self.dtype, given[0] if len(given) else None)
         x = arguments.array("x", x, (None, None, self.input_size))
         steps, batch = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
         outer = (batch, steps) if batch_first else (steps, batch)
@@ -613,6 +631,7 @@ class Context:
         def read(name: str, key: str, array: Any, shape: Sequence[int]) -> None:
             if array is not None:
                 whole = len(shape) == 4  # its layout is fixed
+                array = arguments.library.adopt(array)
                 array = arguments.library.contiguous(array) if whole and arguments.library.owns(array) else array
                 given[key] = arguments.array(name, array, shape)
 

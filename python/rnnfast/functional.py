@@ -232,7 +232,7 @@ def _unpair(h: Any, c: Any, has_cell_state: bool) -> Any:
 
 def _check_beside_weights(x: Any, weight: Any) -> None:
     """Where x and weight_ih_l0 disagree, either may be the wrong one: the message names both."""
-    if not isinstance(x, np.ndarray):
+    if not isinstance(x, np.ndarray) or not isinstance(weight, np.ndarray):
         return  # the engine refuses it
     if x.dtype != weight.dtype:
         raise TypeError(
