@@ -110,6 +110,8 @@ class Call {
     cuda_engine::forward(config_, args_, weights_, training_, memory, address(stream));
   }
 
+  std::string plan() const { return cuda_engine::describe(config_, args_); }
+
   size_t backward_bytes(const py::dict& views, const std::vector<View>& gradients, bool retain) const {
     return cuda_engine::backward_workspace(config_, args_, make_backward(views, gradients, retain));
   }
@@ -161,10 +163,13 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("dropout"), py::arg("seed"), py::arg("call"))
       .def("forward_bytes", &Call::forward_bytes, "(reserve, workspace)")
       .def("forward", &Call::forward, py::arg("reserve"), py::arg("workspace"), py::arg("stream"))
+      .def("plan", &Call::plan, "Which kernels serve it, in words.")
       .def("backward_bytes", &Call::backward_bytes, py::arg("views"), py::arg("gradients"), py::arg("retain"),
            "workspace")
       .def("backward", &Call::backward, py::arg("views"), py::arg("gradients"), py::arg("retain"), py::arg("reserve"),
            py::arg("workspace"), py::arg("stream"));
+  m.def("set_path", &cuda_engine::set_path, py::arg("path"),
+        "'generic': a launch for each step, even where all steps fit one launch; '': the best.");
   m.def("device_count", &cuda_engine::device_count, "0 where there is no driver.");
   m.def("device_description", &cuda_engine::device_description, "The current device, or why there is none.");
   m.def("launches", &cuda_engine::launches, "In the emulator: how many kernels this thread has launched.");

@@ -36,6 +36,20 @@ void backward(const Config& config, const ForwardArgs& args, const BackwardArgs&
   engine(config.dtype).backward(config, args, gradients, memory, stream);
 }
 
+std::string describe(const Config& config, const ForwardArgs& args) {
+  return engine(config.dtype).describe(config, args);
+}
+
+bool& generic_only() {
+  static bool only = false;
+  return only;
+}
+void set_path(const std::string& path) {
+  if (path != "" && path != "generic")
+    throw std::invalid_argument("path: expected '' or 'generic', got '" + path + "'");
+  generic_only() = path == "generic";
+}
+
 int device_count() { return cuda_runtime::device_count(); }
 std::string device_description() { return cuda_runtime::device_description(); }
 bool emulated() { return cuda_runtime::kEmulated; }

@@ -29,6 +29,9 @@ size_t backward_workspace(const Config& config, const ForwardArgs& args, const B
 void backward(const Config& config, const ForwardArgs& args, const BackwardArgs& gradients, Memory memory,
               void* stream);
 
+std::string describe(const Config& config, const ForwardArgs& args);  // which kernels serve a call, in words
+void set_path(const std::string& path);  // "": the best that a shape allows, "generic": a launch for each step
+
 int device_count();                // 0 where there is no driver
 std::string device_description();  // of the current device, or why there is none
 bool emulated();                   // "device" memory is the host's (cuda/emulate.h)

@@ -85,10 +85,12 @@ RNNFAST_FN A grad_h(const Item<T>& item, const Moment& m, int64_t u, A product) 
   return m.active ? dh : A(0);
 }
 
-// The cell's adjoint for unit u: gate gradients, and what goes on to c and h of the step before.
+// The cell's adjoint for unit u: gate gradients (in `slot` too), and what goes on to c and h of the step before.
 template <class Cell, class T, class A>
-RNNFAST_FN void run_adjoint(const Item<T>& item, const Cell& cell, const Moment& m, int64_t u, A dh) {
-  A dc = 0, dh_prev = 0, slot[Cell::kSlots] = {};
+RNNFAST_FN void run_adjoint(const Item<T>& item, const Cell& cell, const Moment& m, int64_t u, A dh,
+                            A (&slot)[Cell::kSlots]) {
+  A dc = 0, dh_prev = 0;
+  for (int s = 0; s < Cell::kSlots; ++s) slot[s] = 0;
   const int64_t index = m.b * item.H + u;
   if (Cell::kCellState) {
     dc = divert(m.cut, item.carry_reset_c[index], item.carry_c[index]);
@@ -133,8 +135,9 @@ __global__ void __launch_bounds__(kThreads) step_adjoint_kernel(Items<T> items, 
   if (b >= item.batch || u >= item.P) return;
   const Moment m = moment(item, n, b);
   const A dh = grad_h(item, m, u, sum[0][0][0]);
+  A slot[Cell::kSlots];
   if (!item.projected)
-    run_adjoint(item, cell, m, u, dh);
+    run_adjoint(item, cell, m, u, dh, slot);
   else if (m.t >= 0)
     item.grad_raw[(m.t * item.batch + b) * item.P + u] = dh;
 }
@@ -157,7 +160,8 @@ __global__ void __launch_bounds__(kThreads) projection_adjoint_kernel(Items<T> i
           return tile.unit0 + column < item.H ? item.w_hr(k, tile.unit0 + column) : A(0);
         });
   const int64_t b = tile.batch0 + threadIdx.y, u = tile.unit0 + threadIdx.x;
-  if (b < item.batch && u < item.H) run_adjoint(item, cell, moment(item, n, b), u, sum[0][0][0]);
+  A slot[Cell::kSlots];
+  if (b < item.batch && u < item.H) run_adjoint(item, cell, moment(item, n, b), u, sum[0][0][0], slot);
 }
 
 // ---- the input gradient: dx = sum over directions of W_ih^T (gate gradients) -------------------------------------------------

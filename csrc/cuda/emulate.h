@@ -6,6 +6,7 @@
 // opposite order (`emulation().backwards`), since then the results differ. Blocks run one after another.
 #pragma once
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <string.h>
@@ -118,13 +119,18 @@ inline void run_block(const std::function<void()>& kernel) {
   }
 }
 
-inline void run_grid(dim3 grid, dim3 block, const std::function<void()>& kernel) {
+// Of a block: memory whose size the launch gives, and what its threads hand to each other.
+inline thread_local std::vector<double> dynamic_shared, exchanged;
+
+inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
   gridDim = grid, blockDim = block;
+  exchanged.resize(size_t{block.x} * block.y * block.z);
   ++emulation().launches;
   const int64_t count = int64_t{grid.x} * grid.y * grid.z;
   for (int64_t n = 0; n < count; ++n) {
     const int64_t i = emulation().backwards ? count - 1 - n : n;
     blockIdx = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+    dynamic_shared.assign(shared_bytes / sizeof(double) + 1, NAN);  // not what the block before has left
     run_block(kernel);
   }
 }

@@ -5,6 +5,7 @@
 #include "cuda/dropout.cuh"
 #include "cuda/engine.h"
 #include "cuda/forward.cuh"
+#include "cuda/persistent.cuh"
 
 RNNFAST_BEGIN
 namespace {
@@ -37,6 +38,72 @@ void launch_dropout(const Call<T>& call, int64_t layer, const Sequence<T>& sourc
          call.args().steps, call.args().batch, call.width(), source, target);
 }
 
+// ---- persistent kernels ------------------------------------------------------------------------------------------------------
+
+constexpr bool kHasPersistent = sizeof(T) == sizeof(float);  // of the element types, for float32
+
+PersistentPlan make_plan(const Config& config, const ForwardArgs& args, int gates, int64_t depth) {
+  if (!kHasPersistent || cuda_engine::generic_only() || config.proj_size > 0) return {};
+  return plan_persistent(cuda_runtime::device_limits(), gates, depth, config.hidden_size, args.batch, sizeof(A));
+}
+template <class Cell>
+PersistentPlan forward_plan(const Config& config, const ForwardArgs& args) {
+  return make_plan(config, args, Cell::kGates, config.hidden_size);
+}
+template <class Cell>
+PersistentPlan backward_plan(const Config& config, const ForwardArgs& args) {
+  return make_plan(config, args, 1, Cell::kGates * config.hidden_size);
+}
+
+template <class Kernel, class... Arguments>
+void launch_persistent(Kernel kernel, const PersistentPlan& plan, int gates, const Items<T>& items, Stream stream,
+                       const Arguments&... arguments) {
+  cuda_runtime::launch_shared(kernel, items.count * plan.batch_slices, dim3(plan.threads),
+                              plan.shared_quads(gates) * sizeof(Quad<A>), stream, items, arguments...);
+}
+
+// The kernels of a plan, of which there are four: two shapes, for one or four sequences in a block.
+template <PersistentShape kShape, int R, class Cell>
+void launch_forward(const PersistentPlan& plan, const Items<T>& items, const Cell& cell, int64_t begin, int64_t end,
+                    Stream stream) {
+  constexpr int kHeld = register_quads(kShape, Cell::kGates);
+  launch_persistent(persistent_forward_kernel<T, Cell, R, kHeld, kShape.max_threads>, plan, Cell::kGates, items, stream,
+                    cell, plan, begin, end);
+}
+template <PersistentShape kShape, int R, class Cell>
+void launch_backward(const PersistentPlan& plan, const Items<T>& items, const Cell& cell, Stream stream) {
+  constexpr int kHeld = register_quads(kShape, 1);
+  launch_persistent(persistent_backward_kernel<T, Cell, R, kHeld, kShape.max_threads>, plan, 1, items, stream, cell,
+                    plan);
+}
+template <class Cell, class... Arguments>
+void persistent_forward(const PersistentPlan& plan, const Arguments&... arguments) {
+  if (plan.rows == 1)
+    plan.many_registers ? launch_forward<kManyRegisters, 1>(plan, arguments...)
+                        : launch_forward<kManyThreads, 1>(plan, arguments...);
+  else
+    plan.many_registers ? launch_forward<kManyRegisters, 4>(plan, arguments...)
+                        : launch_forward<kManyThreads, 4>(plan, arguments...);
+}
+template <class Cell, class... Arguments>
+void persistent_backward(const PersistentPlan& plan, const Arguments&... arguments) {
+  if (plan.rows == 1)
+    plan.many_registers ? launch_backward<kManyRegisters, 1>(plan, arguments...)
+                        : launch_backward<kManyThreads, 1>(plan, arguments...);
+  else
+    plan.many_registers ? launch_backward<kManyRegisters, 4>(plan, arguments...)
+                        : launch_backward<kManyThreads, 4>(plan, arguments...);
+}
+
+// What the persistent loops leave out: steps past a sequence's end.
+template <class Kernel>
+void launch_padding(Kernel kernel, const Items<T>& items, Stream stream) {
+  for (int64_t d = 0; d < items.count && items.item[0].lengths; ++d) {
+    const Item<T>& item = items.item[d];
+    launch(kernel, blocks_for(item.steps * item.batch * item.H), dim3(kThreads), stream, item);
+  }
+}
+
 // ---- forward -----------------------------------------------------------------------------------------------------------------
 
 // The input products of the steps with numbers [begin, end), whose slots lie together.
@@ -54,10 +121,18 @@ void input_products(Items<T>& items, int64_t begin, int64_t end, Stream stream) 
 template <class Cell>
 void forward_layer(const Call<T>& call, Items<T> items, const Cell& cell, Stream stream) {
   const Item<T>& item = items.item[0];
+  const PersistentPlan plan = forward_plan<Cell>(call.config(), call.args());
   for (int64_t d = 0; d < items.count; ++d) launch_states(initial_state_kernel<T>, items.item[d], stream);
+  if (plan.possible) launch_padding(forward_padding_kernel<T>, items, stream);
   for (int64_t begin = 0; begin < item.steps; begin += call.chunk()) {
     const int64_t end = std::min(begin + call.chunk(), item.steps);
     input_products(items, begin, end, stream);
+    if constexpr (kHasPersistent) {
+      if (plan.possible) {
+        persistent_forward<Cell>(plan, items, cell, begin, end, stream);
+        continue;
+      }
+    }
     for (int64_t n = begin; n < end; ++n) {
       launch_step(step_kernel<T, Cell>, items, item.H, stream, cell, n);
       if (item.projected) launch_step(projection_kernel<T>, items, item.P, stream, n);
@@ -176,12 +251,24 @@ void weight_gradients(const Item<T>& item, const LayerWeights& target, A* partia
 }
 
 template <class Cell>
-void backward_layer(const Items<T>& items, const Cell& cell, Stream stream) {
+void backward_steps(const Items<T>& items, const Cell& cell, Stream stream) {
   const Item<T>& item = items.item[0];
-  for (int64_t d = 0; d < items.count; ++d) launch_states(load_carries_kernel<T>, items.item[d], stream);
   for (int64_t n = item.steps - 1; n >= -1; --n) {
     launch_step(step_adjoint_kernel<T, Cell>, items, item.P, stream, cell, n);
     if (item.projected) launch_step(projection_adjoint_kernel<T, Cell>, items, item.H, stream, cell, n);
+  }
+}
+
+template <class Cell>
+void backward_layer(const Call<T>& call, const Items<T>& items, const Cell& cell, Stream stream) {
+  const PersistentPlan plan = backward_plan<Cell>(call.config(), call.args());
+  for (int64_t d = 0; d < items.count; ++d) launch_states(load_carries_kernel<T>, items.item[d], stream);
+  if (!plan.possible) backward_steps(items, cell, stream);
+  if constexpr (kHasPersistent) {
+    if (plan.possible) {
+      launch_padding(backward_padding_kernel<T>, items, stream);
+      persistent_backward<Cell>(plan, items, cell, stream);
+    }
   }
   for (int64_t d = 0; d < items.count; ++d) launch_states(store_carries_kernel<T>, items.item[d], stream);
 }
@@ -192,7 +279,7 @@ void backward_call(Call<T>& call, const BackwardMemory& memory, const BackwardAr
   for (int64_t layer = call.config().num_layers - 1; layer >= 0; --layer) {
     const Items<T> items = memory.items(layer);
     const Item<T>& item = items.item[0];
-    backward_layer(items, cell, stream);
+    backward_layer(call, items, cell, stream);
     for (int64_t d = 0; d < items.count && !gradients.grad_weights.empty(); ++d)
       weight_gradients(items.item[d], gradients.grad_weights[layer * items.count + d], memory.partials(), stream);
     const Sequence<T> target = memory.grad_input(layer);
@@ -204,7 +291,7 @@ void backward_call(Call<T>& call, const BackwardMemory& memory, const BackwardAr
   }
 }
 
-// ---- the four entries --------------------------------------------------------------------------------------------------------
+// ---- the entries --------------------------------------------------------------------------------------------------------
 
 // run(cell) for the cell of that number.
 template <class Run>
@@ -261,10 +348,24 @@ void backward(const Config& config, const ForwardArgs& args, const BackwardArgs&
   });
 }
 
+std::string describe(const Config& config, const ForwardArgs& args) {
+  std::string text;
+  with_cell(config, [&]<class Cell>(const Cell&) {
+    const auto one = [](const PersistentPlan& plan) {
+      if (!plan.possible) return std::string("a launch for each step");
+      return "all steps in one launch, " + std::to_string(plan.batch_slices) + " blocks of " +
+             std::to_string(plan.threads) + " threads with " + std::to_string(plan.rows) + " sequences";
+    };
+    text = "forward " + one(forward_plan<Cell>(config, args)) + "; backward " + one(backward_plan<Cell>(config, args));
+  });
+  return text;
+}
+
 }  // namespace
 RNNFAST_END
 
 #define RNNFAST_JOIN_(a, b) a##b
 #define RNNFAST_JOIN(a, b) RNNFAST_JOIN_(a, b)
 const rnnfast::cuda_engine::Engine rnnfast::cuda_engine::RNNFAST_JOIN(kEngine_, RNNFAST_ELEMENT) = {
-    rnnfast::cuda::forward_sizes, rnnfast::cuda::forward, rnnfast::cuda::backward_workspace, rnnfast::cuda::backward};
+    rnnfast::cuda::forward_sizes, rnnfast::cuda::forward, rnnfast::cuda::backward_workspace, rnnfast::cuda::backward,
+    rnnfast::cuda::describe};

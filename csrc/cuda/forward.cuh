@@ -69,30 +69,37 @@ RNNFAST_FN void write_c(const Item<T>& item, int64_t t, int64_t b, int64_t u, bo
   if (active && is_last(item, t, b)) row_or_null(item.cn, b)[u] = value;
 }
 
-// Pre-activation s of unit u: what the input product left, the bias of both products, and the recurrent product.
-template <class Cell, class T, class A>
-RNNFAST_FN void pre_activations(const Item<T>& item, int64_t u, const A* stored, const A* recurrent, A* slot) {
+// What the cell needs of unit u beside the recurrent product: pre-activations from the input product with the biases of
+// both products, and the previous states. To be asked for before the product, which then hides the memory's latency.
+template <class Cell, class A>
+struct Ahead {
+  A slot[Cell::kSlots], h_prev = 0, c_prev = 0;
+};
+template <class Cell, class T, class A = Arithmetic<T>>
+RNNFAST_FN Ahead<Cell, A> look_ahead(const Item<T>& item, int64_t t, int64_t b, int64_t u) {
+  Ahead<Cell, A> ahead;
+  const A* const stored = item.slots + slot_index(item, t, b, u);
   for (int s = 0; s < Cell::kSlots; ++s) {
     const int r = s - Cell::kRecurrent;
     A sum = s < Cell::kGates ? stored[s * item.H] : A(0);
     if (s < Cell::kGates && item.b_ih.data) sum = sum + item.b_ih(0, item.input_gate[s] * item.H + u);
-    if (r >= 0 && r < Cell::kGates) {
-      if (item.b_hh.data) sum = sum + item.b_hh(0, item.recurrent_gate[r] * item.H + u);
-      sum = sum + recurrent[r];
-    }
-    slot[s] = sum;
+    if (r >= 0 && r < Cell::kGates && item.b_hh.data) sum = sum + item.b_hh(0, item.recurrent_gate[r] * item.H + u);
+    ahead.slot[s] = sum;
   }
+  if (Cell::kReadsPreviousH) ahead.h_prev = read_unit(previous_h(item, t, b), u);
+  if (Cell::kCellState) ahead.c_prev = previous_cell(item, t, b, u);
+  return ahead;
 }
 
 // The cell itself for unit u of a sequence that runs at t.
 template <class Cell, class T, class A>
-RNNFAST_FN A run_cell(const Item<T>& item, const Cell& cell, int64_t t, int64_t b, int64_t u, const A* recurrent) {
-  A slot[Cell::kSlots], h, c = 0;
+RNNFAST_FN A run_cell(const Item<T>& item, const Cell& cell, int64_t t, int64_t b, int64_t u, Ahead<Cell, A> ahead,
+                      const A (&recurrent)[Cell::kGates]) {
+  A(&slot)[Cell::kSlots] = ahead.slot;
+  A h, c = 0;
   A* const stored = item.slots + slot_index(item, t, b, u);
-  pre_activations<Cell>(item, u, stored, recurrent, slot);
-  const A h_prev = Cell::kReadsPreviousH ? read_unit(previous_h(item, t, b), u) : A(0);
-  const A c_prev = Cell::kCellState ? previous_cell(item, t, b, u) : A(0);
-  cell.forward(slot, h_prev, c_prev, h, c);
+  for (int g = 0; g < Cell::kGates; ++g) slot[Cell::kRecurrent + g] = slot[Cell::kRecurrent + g] + recurrent[g];
+  cell.forward(slot, ahead.h_prev, ahead.c_prev, h, c);
   if (item.keep)
     for (int s = 0; s < Cell::kSlots; ++s) stored[s * item.H] = slot[s];
   if (Cell::kCellState) write_c(item, t, b, u, true, c);
@@ -112,6 +119,8 @@ __global__ void __launch_bounds__(kThreads) step_kernel(Items<T> items, Cell cel
   bool any = false;
   for (int row = 0; row < kTile; ++row) any = any || h_rows[row];
 
+  const bool active = b < item.batch && u < item.H && t < length(item, b);
+  const Ahead<Cell, A> ahead = active ? look_ahead<Cell>(item, t, b, u) : Ahead<Cell, A>{};
   A sum[Cell::kGates][1][1] = {};
   if (any)
     multiply<true, true>(
@@ -121,8 +130,9 @@ __global__ void __launch_bounds__(kThreads) step_kernel(Items<T> items, Cell cel
           return unit < item.H ? item.w_hh(item.recurrent_gate[g] * item.H + unit, k) : A(0);
         });
   if (b >= item.batch || u >= item.H) return;
-  const bool active = t < length(item, b);
-  const A h = active ? run_cell(item, cell, t, b, u, &sum[0][0][0]) : A(0);
+  A recurrent[Cell::kGates];
+  for (int g = 0; g < Cell::kGates; ++g) recurrent[g] = sum[g][0][0];
+  const A h = active ? run_cell(item, cell, t, b, u, ahead, recurrent) : A(0);
   if (!active && Cell::kCellState) write_c(item, t, b, u, false, A(0));
   if (!item.projected)
     write_h(item, t, b, u, active, h);

@@ -27,6 +27,8 @@ class Call:
     def forward_bytes(self) -> tuple[int, int]:
         """(reserve, workspace)"""
     def forward(self, reserve: int, workspace: int, stream: int) -> None: ...
+    def plan(self) -> str:
+        """Which kernels serve it, in words."""
     def backward_bytes(self, views: Mapping[str, View], gradients: Sequence[View], retain: bool) -> int:
         """workspace"""
     def backward(
@@ -41,6 +43,9 @@ class Call:
 
 emulated: bool
 architectures: str
+
+def set_path(path: str) -> None:
+    """'generic': a launch for each step, even where all steps fit one launch; '': the best."""
 
 def device_count() -> int:
     """0 where there is no driver."""

@@ -582,8 +582,6 @@ class Stream:
 class Context:
     """What a training-mode forward keeps for its backward, with the interface of ``_core.Context``."""
 
-    plan = "CUDA: the generic path, a launch for each step"
-
     def __init__(
         self,
         layers: Stack,
@@ -602,6 +600,10 @@ class Context:
     @property
     def nbytes(self) -> int:
         return int(self._reserve.shape[0])
+
+    @property
+    def plan(self) -> str:
+        return str(self._call.plan())
 
     def backward(
         self,
