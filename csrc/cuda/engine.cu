@@ -59,20 +59,20 @@ template <class Kernel, class... Arguments>
 void launch_persistent(Kernel kernel, const PersistentPlan& plan, int gates, const Items<T>& items, Stream stream,
                        const Arguments&... arguments) {
   cuda_runtime::launch_shared(kernel, items.count * plan.batch_slices, dim3(plan.threads),
-                              plan.shared_quads(gates) * sizeof(Quad<A>), stream, items, arguments...);
+                              sizeof(Quad<A>) * plan.shared_quads(gates), stream, items, arguments...);
 }
 
 // The kernels of a plan, of which there are four: two shapes, for one or four sequences in a block.
 template <PersistentShape kShape, int R, class Cell>
 void launch_forward(const PersistentPlan& plan, const Items<T>& items, const Cell& cell, int64_t begin, int64_t end,
                     Stream stream) {
-  constexpr int kHeld = register_quads(kShape, Cell::kGates);
+  constexpr int kHeld = register_quads(kShape, Cell::kGates, R);
   launch_persistent(persistent_forward_kernel<T, Cell, R, kHeld, kShape.max_threads>, plan, Cell::kGates, items, stream,
                     cell, plan, begin, end);
 }
 template <PersistentShape kShape, int R, class Cell>
 void launch_backward(const PersistentPlan& plan, const Items<T>& items, const Cell& cell, Stream stream) {
-  constexpr int kHeld = register_quads(kShape, 1);
+  constexpr int kHeld = register_quads(kShape, 1, R);
   launch_persistent(persistent_backward_kernel<T, Cell, R, kHeld, kShape.max_threads>, plan, 1, items, stream, cell,
                     plan);
 }

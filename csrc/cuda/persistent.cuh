@@ -37,54 +37,68 @@ struct Place {
 template <int G, int kHeld, class A, class Load>
 __device__ void load_weights(Quad<A> (&held)[kHeld][G], Quad<A>* shared, const PersistentPlan& plan, int slice,
                              int64_t depth, bool valid, const Load& load) {
-  const auto quad_of = [&](int g, int64_t j) {
+  const auto quad_of = [&](int g, int j) {
     Quad<A> quad;
+    RNNFAST_UNROLL_ALL
     for (int i = 0; i < 4; ++i) {
-      const int64_t k = 4 * plan.first_quad(j, slice) + i;
+      const int64_t k = int64_t{4} * plan.first_quad(j, slice) + i;
       quad.value[i] = valid && k < depth ? load(g, k) : A(0);
     }
     return quad;
   };
   RNNFAST_UNROLL_ALL
-  for (int j = 0; j < kHeld; ++j)
-    for (int g = 0; g < G; ++g) held[j][g] = quad_of(g, j);
-  for (int64_t j = kHeld; j < plan.quads; ++j)
+  for (int j = 0; j < kHeld; ++j) RNNFAST_UNROLL_ALL
+  for (int g = 0; g < G; ++g) held[j][g] = quad_of(g, j);
+  for (int j = kHeld; j < plan.quads; ++j)
     for (int g = 0; g < G; ++g) shared[plan.weight_index(G, j, g, threadIdx.x)] = quad_of(g, j);
 }
 
 template <class A>
 RNNFAST_FN A dot(const Quad<A>& a, const Quad<A>& b, A sum) {
+  RNNFAST_UNROLL_ALL
   for (int i = 0; i < 4; ++i) sum = fma(a.value[i], b.value[i], sum);
   return sum;
 }
 
-// sum[row][g]: the recurrent product of this thread's unit, the same in all of its slices. `state` is one of the two.
+// sum[r][g] = dot of weight[g] and the state of each row, added.
+template <int R, int G, class A>
+RNNFAST_FN void add_quad(A (&sum)[R][G], const Quad<A> (&weight)[G], const Quad<A>* state, int row_stride) {
+  RNNFAST_UNROLL_ALL
+  for (int r = 0; r < R; ++r) {
+    const Quad<A> quad = state[r * row_stride];
+    RNNFAST_UNROLL_ALL
+    for (int g = 0; g < G; ++g) sum[r][g] = dot(weight[g], quad, sum[r][g]);
+  }
+}
+
+// sum[row][g]: the recurrent product of this thread's unit, the same in all of its slices. `state`: one of the two.
 template <int R, int G, int kHeld, class A>
 __device__ void recurrent_product(A (&sum)[R][G], const Quad<A> (&held)[kHeld][G], const Quad<A>* weights,
-                                  const Quad<A>* states, int buffer, const PersistentPlan& plan, int slice) {
-  for (int r = 0; r < R; ++r)
-    for (int g = 0; g < G; ++g) sum[r][g] = 0;
+                                  const Quad<A>* state, const PersistentPlan& plan, int slice) {
   RNNFAST_UNROLL_ALL
-  for (int j = 0; j < kHeld; ++j)
-    for (int r = 0; r < R; ++r) {
-      const Quad<A> state = states[plan.state_index(buffer, r, j, slice)];
-      for (int g = 0; g < G; ++g) sum[r][g] = dot(held[j][g], state, sum[r][g]);
-    }
-  for (int64_t j = kHeld; j < plan.quads; ++j)
-    for (int g = 0; g < G; ++g) {
-      const Quad<A> weight = weights[plan.weight_index(G, j, g, threadIdx.x)];
-      for (int r = 0; r < R; ++r) sum[r][g] = dot(weight, states[plan.state_index(buffer, r, j, slice)], sum[r][g]);
-    }
-  for (int mask = plan.slices / 2; mask > 0; mask /= 2)
-    for (int r = 0; r < R; ++r)
-      for (int g = 0; g < G; ++g) sum[r][g] = sum[r][g] + cuda_runtime::exchange(sum[r][g], mask);
+  for (int r = 0; r < R; ++r) RNNFAST_UNROLL_ALL
+  for (int g = 0; g < G; ++g) sum[r][g] = 0;
+  const int stride = plan.state_quads();
+  RNNFAST_UNROLL_ALL
+  for (int j = 0; j < kHeld; ++j) add_quad(sum, held[j], state + plan.first_quad(j, slice), stride);
+  for (int j = kHeld; j < plan.quads; ++j) {
+    Quad<A> weight[G];
+    RNNFAST_UNROLL_ALL
+    for (int g = 0; g < G; ++g) weight[g] = weights[plan.weight_index(G, j, g, threadIdx.x)];
+    add_quad(sum, weight, state + plan.first_quad(j, slice), stride);
+  }
+  for (int mask = plan.slices / 2; mask > 0; mask /= 2) RNNFAST_UNROLL_ALL
+  for (int r = 0; r < R; ++r) RNNFAST_UNROLL_ALL
+  for (int g = 0; g < G; ++g) sum[r][g] = sum[r][g] + cuda_runtime::exchange(sum[r][g], mask);
 }
 
 // The sums of the one row that this slice finishes.
 template <int R, int G, class A>
 RNNFAST_FN void own_sums(const A (&sum)[R][G], int slice, A (&own)[G]) {
+  RNNFAST_UNROLL_ALL
   for (int g = 0; g < G; ++g) {
     own[g] = sum[0][g];
+    RNNFAST_UNROLL_ALL
     for (int r = 1; r < R; ++r) own[g] = r == slice ? sum[r][g] : own[g];
   }
 }
@@ -129,13 +143,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   Quad<A> held[kHeld][G];
   load_weights(held, weights, plan, place.slice, item.H, u < item.H,
                [&](int g, int64_t k) { return item.w_hh(item.recurrent_gate[g] * item.H + u, k); });
-  for (int64_t i = threadIdx.x; i < 8 * R * plan.state_quads(); i += plan.threads) state_values[i] = 0;
+  for (int i = threadIdx.x; i < 8 * R * plan.state_quads(); i += plan.threads) state_values[i] = 0;
   __syncthreads();
 
   const StepRange range = steps_of_block(item, place.batch0, R);
   const int64_t first = begin > range.begin ? begin : range.begin, last = end < range.end ? end : range.end;
   if (owner && first < last)
-    state_values[4 * plan.state_index(0, place.slice, 0, 0) + u] = entering_h(item, first, b, u, A(0), true);
+    state_values[4 * plan.state_index(0, place.slice) + u] = entering_h(item, first, b, u, A(0), true);
   __syncthreads();
   int buffer = 0;
   for (int64_t n = first; n < last; ++n, buffer ^= 1) {
@@ -143,14 +157,14 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     const bool active = owner && t < length(item, b);
     const Ahead<Cell, A> ahead = active ? look_ahead<Cell>(item, t, b, u) : Ahead<Cell, A>{};
     A sum[R][G], own[G], h = 0;
-    recurrent_product(sum, held, weights, states, buffer, plan, place.slice);
+    recurrent_product(sum, held, weights, states + plan.state_index(buffer, 0), plan, place.slice);
     own_sums(sum, place.slice, own);
     if (active) {
       h = run_cell(item, cell, t, b, u, ahead, own);
       write_h(item, t, b, u, true, h);
     }
     if (owner && n + 1 < last)
-      state_values[4 * plan.state_index(buffer ^ 1, place.slice, 0, 0) + u] = entering_h(item, n + 1, b, u, h, false);
+      state_values[4 * plan.state_index(buffer ^ 1, place.slice) + u] = entering_h(item, n + 1, b, u, h, false);
     __syncthreads();
   }
 }
@@ -171,21 +185,21 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   Quad<A> held[kHeld][1];
   load_weights(held, weights, plan, place.slice, G * item.H, u < item.H,
                [&](int, int64_t k) { return item.w_hh(item.recurrent_gate[k / item.H] * item.H + k % item.H, u); });
-  for (int64_t i = threadIdx.x; i < 8 * R * plan.state_quads(); i += plan.threads) state_values[i] = 0;
+  for (int i = threadIdx.x; i < 8 * R * plan.state_quads(); i += plan.threads) state_values[i] = 0;
   __syncthreads();
 
   const StepRange range = steps_of_block(item, place.batch0, R);
   int buffer = 0;
   for (int64_t n = range.end - 1; n >= range.begin - 1; --n, buffer ^= 1) {
     A sum[R][1], own[1];
-    recurrent_product(sum, held, weights, states, buffer, plan, place.slice);
+    recurrent_product(sum, held, weights, states + plan.state_index(buffer, 0), plan, place.slice);
     own_sums(sum, place.slice, own);
     if (owner) {
       const Moment m = moment(item, n, b);
       A slot[Cell::kSlots];
       run_adjoint(item, cell, m, u, grad_h(item, m, u, own[0]), slot);
       for (int g = 0; g < G; ++g)
-        state_values[4 * plan.state_index(buffer ^ 1, place.slice, 0, 0) + g * item.H + u] = slot[Cell::kRecurrent + g];
+        state_values[4 * plan.state_index(buffer ^ 1, place.slice) + g * item.H + u] = slot[Cell::kRecurrent + g];
     }
     __syncthreads();
   }

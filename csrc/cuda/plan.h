@@ -20,15 +20,21 @@ struct DeviceLimits {
   int64_t multiprocessors, shared_bytes;  // of a block, when asked for
 };
 constexpr DeviceLimits kH200{132, 227 << 10}, kA100{108, 163 << 10};
-constexpr int64_t kRegistersPerBlock = 65536, kWarp = 32;
+constexpr int64_t kWarp = 32;
 
-// Which kernel: threads of a block at most, and the weights that each then keeps in registers, beside some 50 others.
+// Which kernel. Of a multiprocessor's four parts each has 16,384 registers: 128 a thread for 512 threads, 168 for 384.
 struct PersistentShape {
-  int max_threads, register_weights;
+  int max_threads;
 };
-constexpr PersistentShape kManyThreads{512, 64}, kManyRegisters{320, 144};
+constexpr PersistentShape kManyThreads{512}, kManyRegisters{384};
 
-RNNFAST_PLAN int register_quads(PersistentShape shape, int gates) { return shape.register_weights / (4 * gates); }
+// Quads of each gate that a thread holds in registers: as many as leave none to be spilled (.ci/check_spills.py).
+RNNFAST_PLAN int register_quads(PersistentShape shape, int gates, int rows) {
+  const bool many = shape.max_threads == kManyRegisters.max_threads;
+  if (gates == 1) return rows == 1 ? (many ? 22 : 12) : (many ? 16 : 6);
+  if (gates <= 3) return rows == 1 ? (many ? 7 : 3) : (many ? 5 : 2);
+  return rows == 1 ? (many ? 4 : 3) : (many ? 4 : 1);
+}
 
 struct PersistentPlan {
   bool possible = false;
@@ -36,23 +42,22 @@ struct PersistentPlan {
   int rows = 1;                 // sequences of a block: 1 or 4
   int slices = 1;               // S, a power of two within a warp
   int threads = 0;
-  int64_t quads = 0;         // of a thread: ceil(depth / (4 S))
-  int64_t quads_held = 0;    // of these, in registers
+  int quads = 0;             // of a thread: ceil(depth / (4 S))
+  int quads_held = 0;        // of these, in registers
   int64_t batch_slices = 0;  // blocks of a direction
 
-  // Shared memory, in quads: weights [quads - quads_held][gates][threads], then two states [rows][state_quads].
-  RNNFAST_PLAN int64_t weight_quads(int gates) const {
+  // Shared memory, in quads: weights [quads - quads_held][gates][threads], then two states [rows][state_quads]. What a block
+  // can have is far below 2^31: 32-bit numbers take half of the registers.
+  RNNFAST_PLAN int weight_quads(int gates) const {
     return quads > quads_held ? (quads - quads_held) * gates * threads : 0;
   }
-  RNNFAST_PLAN int64_t weight_index(int gates, int64_t quad, int gate, int thread) const {
+  RNNFAST_PLAN int weight_index(int gates, int quad, int gate, int thread) const {
     return ((quad - quads_held) * gates + gate) * threads + thread;
   }
-  RNNFAST_PLAN int64_t state_quads() const { return slices * (quads > quads_held ? quads : quads_held); }
-  RNNFAST_PLAN int64_t state_index(int buffer, int row, int64_t quad, int slice) const {
-    return (int64_t{buffer} * rows + row) * state_quads() + first_quad(quad, slice);
-  }
-  RNNFAST_PLAN int64_t first_quad(int64_t quad, int slice) const { return quad * slices + slice; }  // of the depth
-  RNNFAST_PLAN int64_t shared_quads(int gates) const { return weight_quads(gates) + 2 * rows * state_quads(); }
+  RNNFAST_PLAN int state_quads() const { return slices * (quads > quads_held ? quads : quads_held); }
+  RNNFAST_PLAN int state_index(int buffer, int row) const { return (buffer * rows + row) * state_quads(); }
+  RNNFAST_PLAN int first_quad(int quad, int slice) const { return quad * slices + slice; }  // of the depth
+  RNNFAST_PLAN int shared_quads(int gates) const { return weight_quads(gates) + 2 * rows * state_quads(); }
 };
 
 // units results of a recurrent product with `gates` sums each over `depth` values of `element` bytes.
@@ -66,13 +71,13 @@ inline PersistentPlan plan_persistent(const DeviceLimits& device, int gates, int
     while (2 * plan.slices <= kWarp && 2 * plan.slices * units <= shape.max_threads && 8 * plan.slices <= depth)
       plan.slices *= 2;
     plan.threads = static_cast<int>((units * plan.slices + kWarp - 1) / kWarp * kWarp);
-    plan.quads = (depth + 4 * plan.slices - 1) / (4 * plan.slices);
-    plan.quads_held = register_quads(shape, gates);
+    plan.quads = static_cast<int>((depth + 4 * plan.slices - 1) / (4 * plan.slices));
     for (const int rows : {4, 1}) {  // more sequences in a block only where there are more than multiprocessors
       plan.rows = rows;
+      plan.quads_held = register_quads(shape, gates, rows);
       plan.batch_slices = (batch + rows - 1) / rows;
       plan.possible = (rows == 1 || (batch > device.multiprocessors && rows <= plan.slices)) &&
-                      plan.shared_quads(gates) * 4 * element <= device.shared_bytes;
+                      int64_t{4} * element * plan.shared_quads(gates) <= device.shared_bytes;
       if (plan.possible) return plan;
     }
   }
