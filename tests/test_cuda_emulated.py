@@ -40,6 +40,7 @@ def emulate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     functional.stack.cache_clear()
     if _cuda is not None:
         _cuda.run_backwards(False)
+        _cuda.set_path("")
 
 
 def run(case: Case, arrays: Any = None, **options: Any) -> dict[str, Any]:
@@ -49,16 +50,68 @@ def run(case: Case, arrays: Any = None, **options: Any) -> dict[str, Any]:
 # ---- every cell, dtype and option ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+# (dtype, path): float32 has persistent kernels, everything else a launch for each step.
+PATHS = [("float64", ""), ("float32", ""), ("float32", "generic")]
+
+
+@pytest.mark.parametrize(("dtype", "path"), PATHS)
 @pytest.mark.parametrize("case", variants())
-def test_options(case: Case, dtype: str) -> None:
+def test_options(case: Case, dtype: str, path: str) -> None:
+    _cuda.set_path(path)
     case = replace(case, dtype=dtype)
     check(case, run(case))
 
 
+def plan_of(case: Case) -> str:
+    arrays = make(case)
+    *_, ctx = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
+    return ctx.plan
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_paths(cell: str) -> None:
+    plan = plan_of(case_of(cell, dtype="float32"))
+    assert plan.count("all steps in one launch") == 2
+    assert "with 4 sequences" in plan_of(case_of(cell, T=1, B=133, dtype="float32"))
+    assert plan_of(case_of(cell, H=600, T=1, dtype="float32")).count("a launch for each step") == 2
+    assert plan_of(case_of(cell, dtype="float64")).count("a launch for each step") == 2
+    _cuda.set_path("generic")
+    assert plan_of(case_of(cell, dtype="float32")).count("a launch for each step") == 2
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"T": 3, "B": 141, "H": 9, "lengths": True, "reset": 0.2, "reset_state": "rows"},  # four sequences in a block
+        {"T": 3, "B": 2, "H": 140, "lengths": True},  # for the LSTM, more in registers and fewer threads
+        {"T": 2, "B": 135, "H": 67},
+        {"T": 7, "B": 3, "H": 97, "lengths": (0, 7, 2), "reset": 0.3},
+        {"T": 2, "B": 1, "H": 311},  # for the vanilla RNN a persistent kernel still
+    ],
+)
+def test_sizes_of_persistent_kernels(cell: str, sizes: dict[str, Any]) -> None:
+    case = case_of(cell, **sizes, bidirectional=True, dtype="float32", hx=True)
+    check(case, run(case))
+
+
+@pytest.mark.parametrize(("dtype", "path"), PATHS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_chunks_of_steps(cell: str, dtype: str, path: str) -> None:
+    """In inference the input products of some steps only are there at once: the loop goes on from the states in memory."""
+    _cuda.set_path(path)
+    case = case_of(cell, T=23, B=5, H=9, bidirectional=True, lengths=True, reset=0.1, dtype=dtype)
+    arrays = make(case)
+    found, whole = run(case, arrays, backward=False), run(case, arrays)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, whole[name], err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", variants("everything", "batch_first", "reset_to_rows"))
-def test_no_barrier_is_missing(case: Case) -> None:
+def test_no_barrier_is_missing(case: Case, dtype: str) -> None:
     """The same bits when the threads and blocks of every launch run in the opposite order."""
+    case = replace(case, dtype=dtype)
     found = run(case)
     _cuda.run_backwards(True)
     assert_same(run(case), found)

@@ -8,6 +8,8 @@
 
 #include <stdint.h>
 
+#include <initializer_list>
+
 namespace rnnfast {
 
 #ifdef __CUDACC__
@@ -21,6 +23,7 @@ struct DeviceLimits {
 };
 constexpr DeviceLimits kH200{132, 227 << 10}, kA100{108, 163 << 10};
 constexpr int64_t kWarp = 32;
+constexpr int kMostRows = 4;  // of a block; each slice finishes one
 
 // Which kernel. Of a multiprocessor's four parts each has 16,384 registers: 128 a thread for 512 threads, 168 for 384.
 struct PersistentShape {
@@ -68,11 +71,12 @@ inline PersistentPlan plan_persistent(const DeviceLimits& device, int gates, int
     if (units > shape.max_threads) continue;
     PersistentPlan plan;
     plan.many_registers = many_registers;
-    while (2 * plan.slices <= kWarp && 2 * plan.slices * units <= shape.max_threads && 8 * plan.slices <= depth)
+    const auto worth_halving = [&] { return plan.slices < kMostRows || 8 * plan.slices <= depth; };
+    while (2 * plan.slices <= kWarp && 2 * plan.slices * units <= shape.max_threads && worth_halving())
       plan.slices *= 2;
     plan.threads = static_cast<int>((units * plan.slices + kWarp - 1) / kWarp * kWarp);
     plan.quads = static_cast<int>((depth + 4 * plan.slices - 1) / (4 * plan.slices));
-    for (const int rows : {4, 1}) {  // more sequences in a block only where there are more than multiprocessors
+    for (const int rows : {kMostRows, 1}) {  // more sequences in a block only where there are more than multiprocessors
       plan.rows = rows;
       plan.quads_held = register_quads(shape, gates, rows);
       plan.batch_slices = (batch + rows - 1) / rows;
