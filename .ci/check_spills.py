@@ -1,6 +1,7 @@
 """What ptxas -v says of the kernels: python check_spills.py BUILD.log fails where registers are spilled to local memory.
 
-Prints, for each kernel template and architecture, the most registers that any of its instances takes.
+The kernels are shaped for the architectures in TUNED, which may spill nothing; on others a few bytes may go there. Prints, for
+each kernel template and architecture, the most registers that any of its instances takes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\S+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
+TUNED, ELSEWHERE = ("sm_80", "sm_90a"), 64  # bytes
 NAME = re.compile(r"\d+([a-z_]+_kernel)")
 
 
@@ -23,7 +25,7 @@ def main(log: Path) -> int:
             name = NAME.search(found[1])
             entry = (name[1] if name else found[1], found[2])
         elif found := SPILLS.search(line):
-            if int(found[2]) or int(found[3]):
+            if max(int(found[2]), int(found[3])) > (0 if entry[1] in TUNED else ELSEWHERE):
                 spilled.append(f"{entry[0]} for {entry[1]}: {found[0]}")
         elif found := REGISTERS.search(line):
             most[entry] = max(most.get(entry, 0), int(found[1]))

@@ -31,7 +31,8 @@ struct PersistentShape {
 };
 constexpr PersistentShape kManyThreads{512}, kManyRegisters{384};
 
-// Quads of each gate that a thread holds in registers: as many as leave none to be spilled (.ci/check_spills.py).
+// Quads of each gate that a thread holds in registers: as many as leave none to be spilled on sm_80 and sm_90a, and hardly
+// any elsewhere (.ci/check_spills.py).
 RNNFAST_PLAN int register_quads(PersistentShape shape, int gates, int rows) {
   const bool many = shape.max_threads == kManyRegisters.max_threads;
   if (gates == 1) return rows == 1 ? (many ? 22 : 12) : (many ? 16 : 6);
