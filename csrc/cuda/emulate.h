@@ -1,8 +1,8 @@
 // CUDA's words for a plain C++ compiler: the kernels and the code that launches them run on the CPU, slowly but exactly, so
 // that they are tested where there is no GPU. "Device" memory is the host's.
 //
-// The threads of a block are fibres: each runs until __syncthreads() or its end, then the next one takes over. A barrier
-// that some threads of a block miss is an error; one that is missing in the source shows when the threads run in the
+// The threads of a block are fibres: each runs until __syncthreads() or its end, then the next one takes over; a warp that only
+// exchanges values goes on by itself. A barrier that some threads of a block miss is an error; one that is missing in the source shows when the threads run in the
 // opposite order (`emulation().backwards`), since then the results differ. Blocks run one after another.
 #pragma once
 
@@ -41,6 +41,8 @@ inline Emulation& emulation() {
   return state;
 }
 
+enum class Wait { kNone, kWarp, kBlock };  // at the end of the kernel, at a barrier
+
 // One thread of a block. Fibres are made once and serve all launches; _setjmp, unlike swapcontext, makes no system call.
 class Fibre {
  public:
@@ -50,18 +52,18 @@ class Fibre {
     makecontext(&start_, &Fibre::serve, 0);
   }
 
-  // Runs until the next barrier (true) or the end of the kernel (false).
-  bool resume(const std::function<void()>& kernel) {
+  // Runs until the next barrier or the end of the kernel.
+  Wait resume(const std::function<void()>& kernel) {
     current() = this;
-    if (!waiting_) kernel_ = &kernel;
+    if (wait_ == Wait::kNone) kernel_ = &kernel;
     enter();
-    return waiting_;
+    return wait_;
   }
 
-  static void barrier() {
-    current()->waiting_ = true;
+  static void barrier(Wait kind) {
+    current()->wait_ = kind;
     current()->leave();
-    current()->waiting_ = false;
+    current()->wait_ = Wait::kNone;
   }
 
  private:
@@ -99,19 +101,35 @@ class Fibre {
   ucontext_t start_;
   std::unique_ptr<char[]> stack_;
   const std::function<void()>* kernel_ = nullptr;
-  bool waiting_ = false;
+  Wait wait_ = Wait::kNone;
 };
+
+// Runs the threads [begin, end), a warp, until they wait for the block (how many, is the result) or have ended.
+inline unsigned run_warp(std::vector<std::unique_ptr<Fibre>>& fibres, unsigned begin, unsigned end,
+                         const std::function<void()>& kernel) {
+  for (;;) {
+    unsigned count[3] = {};
+    for (unsigned n = begin; n < end; ++n) {
+      const unsigned i = emulation().backwards ? begin + end - 1 - n : n;
+      threadIdx = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y);
+      ++count[static_cast<int>(fibres[i]->resume(kernel))];
+    }
+    if (count[static_cast<int>(Wait::kWarp)] == 0) return count[static_cast<int>(Wait::kBlock)];
+    if (count[static_cast<int>(Wait::kWarp)] != end - begin)
+      throw std::logic_error("emulator: an exchange that not all threads of a warp reach");
+  }
+}
 
 inline void run_block(const std::function<void()>& kernel) {
   static thread_local std::vector<std::unique_ptr<Fibre>> fibres;
-  const unsigned count = blockDim.x * blockDim.y * blockDim.z;
+  constexpr unsigned kWarpSize = 32;
+  const unsigned count = blockDim.x * blockDim.y * blockDim.z, warps = (count + kWarpSize - 1) / kWarpSize;
   while (fibres.size() < count) fibres.push_back(std::make_unique<Fibre>());
   for (unsigned waiting = count; waiting;) {
     waiting = 0;
-    for (unsigned n = 0; n < count; ++n) {
-      const unsigned i = emulation().backwards ? count - 1 - n : n;
-      threadIdx = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y);
-      waiting += fibres[i]->resume(kernel);
+    for (unsigned n = 0; n < warps; ++n) {
+      const unsigned begin = (emulation().backwards ? warps - 1 - n : n) * kWarpSize;
+      waiting += run_warp(fibres, begin, begin + kWarpSize < count ? begin + kWarpSize : count, kernel);
     }
     if (waiting == 0 || waiting == count) continue;
     fibres.clear();
@@ -137,4 +155,5 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::func
 
 }  // namespace rnnfast::emulator
 
-inline void __syncthreads() { rnnfast::emulator::Fibre::barrier(); }
+inline void __syncthreads() { rnnfast::emulator::Fibre::barrier(rnnfast::emulator::Wait::kBlock); }
+inline void __syncwarp() { rnnfast::emulator::Fibre::barrier(rnnfast::emulator::Wait::kWarp); }

@@ -31,13 +31,13 @@ template <class V>
 V* shared_memory() {
   return reinterpret_cast<V*>(emulator::dynamic_shared.data());
 }
-// The value of the thread whose number differs in the bits of `mask`, within a warp. All threads of the block take part.
+// The value of the thread whose number differs in the bits of `mask`, within a warp. All threads of the warp take part.
 template <class V>
 V exchange(V value, unsigned mask) {
   emulator::exchanged[threadIdx.x] = value;
-  __syncthreads();
+  __syncwarp();
   const V result = V(emulator::exchanged[threadIdx.x ^ mask]);
-  __syncthreads();
+  __syncwarp();
   return result;
 }
 
