@@ -6,7 +6,7 @@
 
 RNNFAST_BEGIN
 
-// ---- carries: what reaches the step before, or the initial states, beside the recurrent product ------------------------------
+// ---- carries: what reaches the step before, or the initial states, beside the recurrent product -------------------
 
 // carry = grad of the final states, and nothing has been collected for the reset states.
 template <class T>
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads) store_carries_kernel(Item<T> item) {
   }
 }
 
-// ---- one step ----------------------------------------------------------------------------------------------------------------
+// ---- one step -----------------------------------------------------------------------------------------------------
 
 // Step t of sequence b, and the step `later` that follows it in the forward order; -1: there is none.
 struct Moment {
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kThreads) projection_adjoint_kernel(Items<T> i
   if (b < item.batch && u < item.H) run_adjoint(item, cell, moment(item, n, b), u, sum[0][0][0], slot);
 }
 
-// ---- the input gradient: dx = sum over directions of W_ih^T (gate gradients) -------------------------------------------------
+// ---- the input gradient: dx = sum over directions of W_ih^T (gate gradients) --------------------------------------
 
 template <class T>
 struct
@@ -202,7 +202,7 @@ struct SequenceRows {
   }
 };
 
-// ---- the weight gradients: sums over (t, b) of outer products ----------------------------------------------------------------
+// ---- the weight gradients: sums over (t, b) of outer products -----------------------------------------------------
 //
 // The depth is cut into parts, each summed by blocks of its own, and the parts are added in their order: the result does not
 // depend on which block came first. A column of ones behind the others makes the bias gradient.

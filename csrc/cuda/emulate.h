@@ -1,9 +1,10 @@
 // CUDA's words for a plain C++ compiler: the kernels and the code that launches them run on the CPU, slowly but exactly, so
 // that they are tested where there is no GPU. "Device" memory is the host's.
 //
-// The threads of a block are fibres: each runs until __syncthreads() or its end, then the next one takes over; a warp that only
-// exchanges values goes on by itself. A barrier that some threads of a block miss is an error; one that is missing in the source shows when the threads run in the
-// opposite order (`emulation().backwards`), since then the results differ. Blocks run one after another.
+// The threads of a block are fibres: each runs until __syncthreads() or its end, then the next one takes over; a warp that
+// only exchanges values goes on by itself. A barrier that some threads of a block miss is an error; one that is missing in
+// the source shows when the threads run in the opposite order (`emulation().backwards`), since then the results differ.
+// Blocks run one after another.
 #pragma once
 
 #include <math.h>

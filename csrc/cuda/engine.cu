@@ -38,7 +38,7 @@ void launch_dropout(const Call<T>& call, int64_t layer, const Sequence<T>& sourc
          call.args().steps, call.args().batch, call.width(), source, target);
 }
 
-// ---- persistent kernels ------------------------------------------------------------------------------------------------------
+// ---- persistent kernels -------------------------------------------------------------------------------------------
 
 constexpr bool kHasPersistent = sizeof(T) == sizeof(float);  // of the element types, for float32
 
@@ -104,7 +104,7 @@ void launch_padding(Kernel kernel, const Items<T>& items, Stream stream) {
   }
 }
 
-// ---- forward -----------------------------------------------------------------------------------------------------------------
+// ---- forward ------------------------------------------------------------------------------------------------------
 
 // The input products of the steps with numbers [begin, end), whose slots lie together.
 void input_products(Items<T>& items, int64_t begin, int64_t end, Stream stream) {
@@ -140,7 +140,7 @@ void forward_layer(const Call<T>& call, Items<T> items, const Cell& cell, Stream
   }
 }
 
-// ---- backward ----------------------------------------------------------------------------------------------------------------
+// ---- backward -----------------------------------------------------------------------------------------------------
 
 // What only the backward pass needs.
 class BackwardMemory {
@@ -291,7 +291,7 @@ void backward_call(Call<T>& call, const BackwardMemory& memory, const BackwardAr
   }
 }
 
-// ---- the entries --------------------------------------------------------------------------------------------------------
+// ---- the entries --------------------------------------------------------------------------------------------------
 
 // run(cell) for the cell of that number.
 template <class Run>

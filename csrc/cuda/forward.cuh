@@ -5,7 +5,7 @@
 
 RNNFAST_BEGIN
 
-// ---- the input product: slots[t][b][g][u] = W_ih x, without bias --------------------------------------------------------
+// ---- the input product: slots[t][b][g][u] = W_ih x, without bias --------------------------------------------------
 
 template <class T>
 struct InputRows {  // x of the steps from `begin` on, a row for each (t, b); zero past a sequence's end
@@ -39,7 +39,7 @@ struct DenseRows {  // rows `stride` apart
   }
 };
 
-// ---- the states before the first step ---------------------------------------------------------------------------------------
+// ---- the states before the first step -----------------------------------------------------------------------------
 
 // hn = h0 and cn = c0, for sequences of no steps; all others replace theirs.
 template <class T>
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) initial_state_kernel(Item<T> item) {
   if (u < item.H && item.cn.data) row_or_null(item.cn, b)[u] = rounded<T>(read_unit(row_or_null(item.c0, b), u));
 }
 
-// ---- one step ----------------------------------------------------------------------------------------------------------------
+// ---- one step -----------------------------------------------------------------------------------------------------
 
 template <class T>
 RNNFAST_FN void write_h(const Item<T>& item, int64_t t, int64_t b, int64_t u, bool active, Arithmetic<T> h) {

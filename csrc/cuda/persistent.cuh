@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   }
 }
 
-// ---- what the loops leave out: steps past a sequence's end ---------------------------------------------------------------------
+// ---- what the loops leave out: steps past a sequence's end --------------------------------------------------------
 
 // One thread for each (t, b, unit).
 template <class T>

@@ -46,7 +46,7 @@ __device__ void multiply(A (&sum)[G][RM][RN], int64_t begin, int64_t end, const 
   }
 }
 
-// ---- large products: target(row, column, part, value) of left(row, k) * right(k, column), k cut into parts -------------
+// ---- large products: target(row, column, part, value) of left(row, k) * right(k, column), k cut into parts --------
 
 struct ProductSize {
   int64_t rows, columns, depth, parts;
