@@ -9,8 +9,8 @@
 
 RNNFAST_BEGIN
 
-// Coefficients of exp(r) = 1 + r + r^2 q(r) on |r| <= ln(2)/2, and the split of ln 2 whose products with a small
-// integer are exact.
+// Coefficients of exp(r) = 1 + r + r^2 q(r) on |r| <= ln(2)/2 (by a function: nvcc knows no constant arrays of a class), and
+// the split of ln 2 whose products with a small integer are exact.
 template <class S>
 struct ExpConstants;
 
@@ -20,8 +20,11 @@ struct ExpConstants<float> {
   static constexpr float kMax = 87.5f;      // exp stays finite and 2^n normal
   static constexpr float kTanhMax = 20.0f;  // expm1(2x) beyond which tanh rounds to 1
   static constexpr int kTerms = 5;  // minimax for the relative error of exp, 3.2e-9, rounded to float one by one
-  static constexpr float kQ[kTerms] = {4.999999404e-01f, 1.666652113e-01f, 4.166827351e-02f, 8.368683048e-03f,
-                                       1.382005168e-03f};
+  static RNNFAST_FN constexpr float q(int i) {
+    constexpr float kQ[kTerms] = {4.999999404e-01f, 1.666652113e-01f, 4.166827351e-02f, 8.368683048e-03f,
+                                  1.382005168e-03f};
+    return kQ[i];
+  }
 };
 
 template <>
@@ -30,9 +33,12 @@ struct ExpConstants<double> {
                           kLn2Low = 1.42860682030941723212e-6;
   static constexpr double kMax = 709.0, kTanhMax = 40.0;  // kMax: 1 / exp flushes to zero, so sigmoid(-inf) is 0
   static constexpr int kTerms = 12;                       // Taylor: the next term is below 2^-57
-  static constexpr double kQ[kTerms] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
-                                        1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
-                                        1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+  static RNNFAST_FN constexpr double q(int i) {
+    constexpr double kQ[kTerms] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
+                                   1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
+                                   1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+    return kQ[i];
+  }
 };
 
 // exp(y) = scale (1 + m): the two parts.
@@ -49,8 +55,8 @@ RNNFAST_FN Exponential<V> exponential(V y, scalar_t<V> most) {
   const V n = unround(magic);
   V r = fma(n, V(-C::kLn2High), y);
   r = fma(n, V(-C::kLn2Low), r);
-  V q = V(C::kQ[C::kTerms - 1]);
-  for (int i = C::kTerms - 2; i >= 0; --i) q = fma(q, r, V(C::kQ[i]));
+  V q = V(C::q(C::kTerms - 1));
+  for (int i = C::kTerms - 2; i >= 0; --i) q = fma(q, r, V(C::q(i)));
   return {pow2(magic), fma(q, r * r, r)};
 }
 

@@ -11,7 +11,7 @@
 
 namespace rnnfast {
 
-enum class Dtype { kFloat32, kFloat64 };
+enum class Dtype { kFloat32, kFloat64, kFloat16, kBfloat16 };  // the last two on CUDA only
 
 // A stack of recurrent layers.
 struct Config {

@@ -11,10 +11,11 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any, TypeVar, cast
 
 import numpy as np
+
+from . import _device
 
 __all__ = [
     "check_array",
@@ -34,6 +35,7 @@ __all__ = [
     "float_dtype",
     "fresh_seed",
     "module_of",
+    "new_array",
     "new_weight",
     "quiet",
 ]
@@ -188,24 +190,31 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
 
 
 def check_device(device: Any) -> str:
-    """Where parameters are: "cpu", which None means; "cuda" needs the extension rnnfast._cuda."""
+    """Where parameters are: "cpu", which None means, or "cuda", the current device: with rnnfast._cuda and CuPy."""
     name = "cpu" if device is None else str(device)
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (":" in name and not index.isdecimal()):
         raise ValueError(f"device: expected None, 'cpu' or 'cuda', got {device!r}")
     if kind == "cuda":
-        missing = find_spec("rnnfast._cuda") is None
-        why = "this build has no rnnfast._cuda" if missing else "modules run on the CPU only"
-        raise RuntimeError(f"device: {name!r} is not available: {why}")
-    return "cpu"
+        why = _device.unavailable() or _device.no_array_module()
+        if index and not why:
+            why = f"expected 'cuda', the current device; cupy.cuda.Device({index}).use() chooses it"
+        if why:
+            raise RuntimeError(f"device: {name!r} is not available: {why}")
+    return kind
 
 
-def new_weight(names: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+def new_array(shape: tuple[int, ...], dtype: np.dtype[Any], device: str) -> Any:
+    """An array, not yet filled, where `check_device` said."""
+    return (np if device == "cpu" else _device.array_module()).empty(shape, dtype)
+
+
+def new_weight(names: str, shape: tuple[int, ...], dtype: np.dtype[Any], device: str) -> Any:
     """An array for a weight, not yet filled; ValueError naming `names` where no memory could hold it."""
     size = math.prod(shape) * dtype.itemsize
     if size > MAX_BYTES:
         raise ValueError(f"{names}: expected a weight that fits the memory, got {_shape_text(shape)}: {size} bytes")
-    return np.empty(shape, dtype)
+    return new_array(shape, dtype, device)
 
 
 def quiet(function: Function) -> Function:

@@ -21,10 +21,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from . import functional
-from ._arrays import check_choice
+from ._arrays import check_choice, module_of
 from .base import Parameter
 from .modules import NONLINEARITIES
 from .recurrent import Recurrent, cell_weight_shapes, is_missing, map_state, with_batch_axis
@@ -82,7 +80,7 @@ class RecurrentCell(Recurrent):
         ValueError, TypeError
             An argument has the wrong rank, shape or dtype.
         """
-        shape = x.shape if isinstance(x, np.ndarray) else ()  # anything else is refused by the engine
+        shape = () if module_of(x) is None else x.shape  # anything else is refused by the engine
         if len(shape) > 2:
             raise ValueError(f"x: expected shape (batch, {self.input_size}) or ({self.input_size},), got {shape}")
         unbatched = len(shape) == 1

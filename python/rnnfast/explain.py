@@ -54,7 +54,10 @@ def explain(module: Any, x: Any, *, lengths: Any = None) -> str:
         raise TypeError(f"module: expected a recurrent module, got {type(module).__name__}")
     weights = [p.data for p in module._weight_parameters()]
     *_, context = functional.forward(module.cell, x, None, weights, **options)
-    return describe(f"{type(module).__name__}", np.dtype(module.dtype).name, context.plan)
+    dtype = np.dtype(module.dtype).name
+    if module.device == "cuda":
+        return f"{type(module).__name__}: rnnfast's kernel for {dtype} on the GPU; {context.plan}"
+    return describe(f"{type(module).__name__}", dtype, context.plan)
 
 
 def describe(name: str, dtype: str, plan: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core
+from . import _core, _device
 from ._arrays import check_flag, check_int, check_number
 
 __all__ = [
@@ -116,9 +116,11 @@ def stack(
     num_directions: int,
     bias: bool,
     parameters: tuple[float, ...] = (),
+    on_device: bool = False,
 ) -> Any:
     """The engine's object for a configuration, as `run_forward` takes it."""
-    return _core.Stack(
+    engine: Any = _device if on_device else _core
+    return engine.Stack(
         cell, dtype, input_size, hidden_size, proj_size, num_layers, num_directions, bias, list(parameters)
     )
 
@@ -179,19 +181,20 @@ def _stack_for(cell: str, weights: Any, num_layers: Any, bidirectional: Any, giv
             f"directions (num_layers={layers}), got {len(weights)}"
         )
     sizes = _sizes(info.gates, weights[:each])
-    bias, dtype = each >= 4, str(weights[0].dtype)
-    return stack(cell, dtype, *sizes, layers, directions, bias, _parameters(info, cell, given))
+    bias, library = each >= 4, _device.library_of(weights[0])
+    dtype = library.dtype(weights[0]) if library else str(weights[0].dtype)
+    return stack(cell, dtype, *sizes, layers, directions, bias, _parameters(info, cell, given), library is not None)
 
 
 def _sizes(gates: int, weights: Sequence[Any]) -> tuple[int, int, int]:
     """I, H, and P or 0, of the first layer's weights. What disagrees with another weight is named beside it."""
     w_ih, w_hh, projected = weights[0], weights[1], len(weights) in (3, 5)
     for name, w, axes in (("weight_ih_l0", w_ih, "[G*H, I]"), ("weight_hh_l0", w_hh, "[G*H, P]")):
-        if not isinstance(w, np.ndarray):
-            raise TypeError(f"{name}: expected a numpy.ndarray, got {type(w).__name__}")
+        if not isinstance(w, np.ndarray) and not _device.owns(w):
+            raise TypeError(f"{name}: expected a numpy.ndarray or an array on a CUDA device, got {type(w).__name__}")
         if w.ndim != 2 or not all(1 <= size < 2**31 for size in w.shape):
             raise ValueError(f"{name}: expected shape {axes}, each from 1 to 2147483647, got {list(w.shape)}")
-    if w_ih.dtype not in (np.float32, np.float64):
+    if not _device.owns(w_ih) and w_ih.dtype not in (np.float32, np.float64):
         raise TypeError(f"weight_ih_l0: expected dtype float32 or float64, got {w_ih.dtype}")
     hidden, rest = divmod(w_ih.shape[0], gates)
     if rest:
@@ -229,7 +232,7 @@ def _unpair(h: Any, c: Any, has_cell_state: bool) -> Any:
 
 def _check_beside_weights(x: Any, weight: Any) -> None:
     """Where x and weight_ih_l0 disagree, either may be the wrong one: the message names both."""
-    if not isinstance(x, np.ndarray):
+    if not isinstance(x, np.ndarray) or not isinstance(weight, np.ndarray):
         return  # the engine refuses it
     if x.dtype != weight.dtype:
         raise TypeError(
@@ -241,8 +244,8 @@ def _check_beside_weights(x: Any, weight: Any) -> None:
 
 def _integer_array(name: str, value: Any, wanted: str, kinds: str) -> Any:
     """An array or list of one of the kinds of dtype; shape and values are the engine's to check."""
-    if value is None:
-        return None
+    if value is None or _device.owns(value):
+        return value
     try:
         array = np.asarray(value)
     except Exception as error:  # whatever a foreign object raises, or a ragged list
@@ -317,7 +320,8 @@ def run_backward(context: Any, *arguments: Any) -> tuple[Any, ...]:
 
 def pack_weights(layers: Any, weights: Sequence[Any]) -> Any:
     """The weights in the kernels' order, for `run_forward` when not training."""
-    return _core.Packed(layers, weights)
+    engine: Any = _device if isinstance(layers, _device.Stack) else _core
+    return engine.Packed(layers, weights)
 
 
 def digest(arrays: Sequence[Any]) -> int | None:
@@ -418,7 +422,8 @@ def forward(
     )
     ctx = None
     if training:
-        output.flags.writeable = False
+        if isinstance(output, np.ndarray):
+            output.flags.writeable = False
         ctx = Context(core, cell, (reset_h, reset_c))
     if return_states:
         return output, _unpair(hn, cn, has_c), _unpair(h_all, c_all, has_c), ctx
@@ -517,7 +522,8 @@ class Stream:
 
     def __init__(self, cell: str, packed: Packed, batch_size: int, *, num_layers: int = 1, core: Any = None) -> None:
         weights = _check_packed("packed", cell, packed)
-        self._core = core or _core.Stream(packed.stack, weights, _count("batch_size", batch_size))
+        engine: Any = _device if isinstance(packed.stack, _device.Stack) else _core
+        self._core = core or engine.Stream(packed.stack, weights, _count("batch_size", batch_size))
         self._cell, self._has_cell_state = cell, CELLS[cell].has_cell_state
         self.step = self._core.step  # nothing between the caller and the kernel
 

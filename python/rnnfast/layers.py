@@ -29,6 +29,7 @@ from ._arrays import (
     check_size,
     float_dtype,
     fresh_seed,
+    new_array,
     new_weight,
 )
 from .base import Module, Parameter
@@ -94,11 +95,10 @@ class Linear(_Layer):
         super().__init__()
         self.in_features = check_size("in_features", in_features)
         self.out_features = check_size("out_features", out_features)
-        check_device(device)
-        kind, rng = float_dtype(dtype), init.generator(seed)
+        place, kind, rng = check_device(device), float_dtype(dtype), init.generator(seed)
         shape = (self.out_features, self.in_features)
-        self.weight = Parameter(new_weight("out_features, in_features", shape, kind))
-        self.bias = Parameter(np.empty(self.out_features, kind)) if check_flag("bias", bias) else None
+        self.weight = Parameter(new_weight("out_features, in_features", shape, kind, place))
+        self.bias = Parameter(new_array(shape[:1], kind, place)) if check_flag("bias", bias) else None
         init.kaiming_uniform_(self.weight, seed=rng)
         if self.bias is not None:
             init.uniform_(self.bias, -(bound := 1.0 / math.sqrt(self.in_features)), bound, seed=rng)
@@ -177,9 +177,8 @@ class Embedding(_Layer):
             if index >= rows:
                 raise ValueError(f"padding_idx: expected below num_embeddings = {rows}, got {index}")
             self.padding_idx = index % rows
-        check_device(device)
-        shape, kind = (rows, self.embedding_dim), float_dtype(dtype)
-        self.weight = Parameter(new_weight("num_embeddings, embedding_dim", shape, kind))
+        place, shape, kind = check_device(device), (rows, self.embedding_dim), float_dtype(dtype)
+        self.weight = Parameter(new_weight("num_embeddings, embedding_dim", shape, kind, place))
         init.normal_(self.weight, seed=seed)
         if self.padding_idx is not None:
             self.weight.data[self.padding_idx] = 0.0

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import functional
-from ._arrays import check_choice, check_flag, check_number, check_size
+from ._arrays import check_choice, check_flag, check_number, check_size, module_of
 from .base import Parameter
 from .recurrent import Recurrent, cell_weight_shapes, is_missing, map_state, with_batch_axis
 from .stream import Stream
@@ -177,15 +177,15 @@ class RecurrentLayer(Recurrent):
         training: bool,
         **memory: Any,
     ) -> tuple[Any, ...]:
-        if isinstance(x, np.ndarray) and x.ndim not in (2, 3):
+        if module_of(x) is not None and x.ndim not in (2, 3):
             batched = "B, T" if self.batch_first else "T, B"
             size = self.input_size
             raise ValueError(f"x: expected shape [{batched}, I={size}] or [T, I={size}], got {list(x.shape)}")
         unbatched = getattr(x, "ndim", 3) == 2
         if unbatched:
             x, hx = x[:, None], map_state(with_batch_axis("hx", 2), hx)
-            lengths = None if lengths is None else np.reshape(lengths, -1)
-            reset = None if reset is None else with_batch_axis("reset", 1)(np.asarray(reset))
+            lengths = lengths if lengths is None else _as_array(lengths).reshape(-1)
+            reset = None if reset is None else with_batch_axis("reset", 1)(_as_array(reset))
         parameters = self._weight_parameters()
         *result, context = functional.forward(
             self.cell,
@@ -472,6 +472,11 @@ def incoming(last: Pass, grad_output: Any, grad_state: Any, grad_states: Any) ->
         map_state(with_batch_axis("grad_state", 2), grad_state),
         map_state(with_batch_axis("grad_states", 3, axis=2), grad_states),
     )
+
+
+def _as_array(values: Any) -> Any:
+    """Itself where it is an array, of whatever library."""
+    return np.asarray(values) if module_of(values) is None else values
 
 
 def _hand_out(reset_state: Any, grads: Any) -> Any:

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import functional
-from ._arrays import MAX_BYTES, check_device, check_flag, check_seed, check_size, float_dtype, fresh_seed
+from ._arrays import (
+    MAX_BYTES,
+    check_array,
+    check_device,
+    check_flag,
+    check_seed,
+    check_size,
+    float_dtype,
+    fresh_seed,
+    module_of,
+    new_array,
+)
 from .base import Module, Parameter
 
 __all__ = [
@@ -68,7 +79,7 @@ class Recurrent(Module):
         """Register one `Parameter` a name, in this order, which is the engine's, and draw the values."""
         size = sum(math.prod(shape) for shape in shapes.values()) * self.dtype.itemsize
         try:
-            arrays = [np.empty(shape, self.dtype) for shape in shapes.values() if size <= MAX_BYTES]
+            arrays = [new_array(shape, self.dtype, self.device) for shape in shapes.values() if size <= MAX_BYTES]
         except MemoryError:
             arrays = []
         if not arrays:
@@ -92,7 +103,8 @@ class Recurrent(Module):
         rng = np.random.default_rng(seed)
         bound = 1.0 / math.sqrt(self.hidden_size)
         for parameter in self._weight_parameters():
-            parameter.data[...] = rng.uniform(-bound, bound, parameter.shape)
+            draws = rng.uniform(-bound, bound, parameter.shape)
+            parameter.data[...] = check_array(parameter.name, parameter.data).asarray(draws)
         self._weights_changed()
 
     def _weight_parameters(self) -> list[Parameter]:
@@ -235,7 +247,7 @@ def with_batch_axis(name: str, rank: int, axis: int = 1) -> Callable[[Any], Any]
     """A function that gives an array of `rank` dimensions one more at `axis`, as x got one."""
 
     def insert(array: Any) -> Any:
-        if not isinstance(array, np.ndarray):  # None, or no array: the engine refuses that
+        if module_of(array) is None:  # None, or no array: the engine refuses that
             return array
         shape = array.shape
         if len(shape) != rank:

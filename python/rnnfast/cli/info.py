@@ -28,9 +28,21 @@ def collect() -> dict[str, Any]:
         "cpu": machine.cpu_model(),
         "fma_peak_gflops": {n: round(_core.fma_peak(n, _PEAK_SECONDS), 1) for n in sorted({1, threads})},
         "cuda_built": importlib.util.find_spec("rnnfast._cuda") is not None,
+        "cuda": _cuda_facts(),
         "devices": [f"{name} (driver {driver})" for name, driver in machine.gpus()],
         "versions": machine.versions(),
     }
+
+
+def _cuda_facts() -> dict[str, str] | None:
+    """What rnnfast._cuda says: the architectures it was compiled for, and the current device, or why there is none."""
+    try:
+        engine = importlib.import_module("rnnfast._cuda")
+    except ModuleNotFoundError:
+        return None
+    except ImportError as error:
+        return {"architectures": "?", "device": f"none: {error}"}
+    return {"architectures": engine.architectures, "device": engine.device_description()}
 
 
 @click.command("info")
@@ -57,10 +69,10 @@ def _print(facts: dict[str, Any]) -> None:
 
 def _lines(facts: dict[str, Any]) -> dict[str, str]:
     peaks = ", ".join(f"{gflops:.0f} GFLOP/s on {n}" for n, gflops in facts["fma_peak_gflops"].items())
-    if facts["cuda_built"]:
-        cuda = "built; " + ("; ".join(facts["devices"]) or "no device found")
+    if facts["cuda"]:
+        cuda = f"compiled for {facts['cuda']['architectures']}; device: {facts['cuda']['device']}"
     else:
-        cuda = "not built (this version has no CUDA engine yet)"
+        cuda = "not built (RNNFAST_CUDA=ON pip install . does)"
         cuda += f"; this machine has {'; '.join(facts['devices'])}" if facts["devices"] else ""
     return {
         "rnnfast": f"{facts['version']}, compiled by {facts['compiler']}",

@@ -9,20 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import functional
+from .. import _device, functional
 from .._strict import fall_back
-from . import composed
-from .kernels import DTYPES, Extras, Inputs, Options
+from . import composed, kernels
+from .kernels import CUDA_DTYPES, DTYPES, Extras, Inputs, Options
 
 
 def reason(x: Tensor, weight: Tensor) -> str | None:
     """Why no kernel can serve a call, or None. (Tensors without data, on "meta", need none.)"""
+    if x.is_cuda:
+        return _cuda_reason(x, weight)
     if not (x.is_cpu or x.is_meta):
         return f"there is no kernel for the device {x.device.type!r}"
-    if weight.dtype not in DTYPES:
+    if weight.dtype not in (CUDA_DTYPES if _device.owns(weight) else DTYPES):
         return f"there is no kernel for {weight.dtype} on the CPU"
     if x.layout is not torch.strided or weight.layout is not torch.strided:
         return f"there is no kernel for the layout {x.layout if x.layout is not torch.strided else weight.layout}"
+    return None
+
+
+def _cuda_reason(x: Tensor, weight: Tensor) -> str | None:
+    missing = _device.unavailable()
+    if missing:
+        return f"there is no kernel for the device 'cuda': {missing}"
+    if not kernels.has_memory(x) or torch.compiler.is_compiling():
+        return "there is no kernel for CUDA under torch.compile and torch.func yet"
+    if weight.dtype not in CUDA_DTYPES:
+        return f"there is no kernel for {weight.dtype} on CUDA"
     return None
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import functional
+from .. import _device, functional
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
-CPU = torch.device("cpu")
+CUDA_DTYPES = {**DTYPES, torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 class Options(NamedTuple):
@@ -67,12 +67,14 @@ class Inputs(NamedTuple):
 Outputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
-def array(tensor: Tensor | None) -> np.ndarray | None:
-    """The tensor's own memory."""
+def array(tensor: Tensor | None) -> Any:
+    """The tensor's own memory, as the engine of its device takes it."""
     if tensor is None:
         return None
     if tensor.requires_grad:
         tensor = tensor.detach()
+    if _device.owns(tensor):
+        return tensor.resolve_neg()
     return tensor.resolve_neg().numpy() if tensor.is_neg() else tensor.numpy()
 
 
@@ -84,13 +86,14 @@ def stack(options: Options, weights: Sequence[Tensor]) -> Any:
     hidden_size, output_size = rows // functional.CELLS[options.cell].gates, weights[1].shape[1]
     return functional.stack(
         options.cell,
-        DTYPES[weights[0].dtype],
+        CUDA_DTYPES[weights[0].dtype],
         input_size,
         hidden_size,
         output_size if each in (3, 5) else 0,
         options.num_layers,
         directions,
         each >= 4,
+        on_device=_device.owns(weights[0]),
     )
 
 
@@ -145,7 +148,9 @@ class WeightCache:
 
     def get(self, options: Options, weights: list[Tensor]) -> Ready:
         ready = self._arrays(options, weights)
-        digest = functional.digest(ready.arrays)
+        digest = (
+            None if _device.owns(weights[0]) else functional.digest(ready.arrays)
+        )  # a device's are taken as they are
         if digest is None:
             return ready
         last = self._last
@@ -177,9 +182,9 @@ def forward(
     if ready is None:
         ready = Ready(stack(options, weights), list(map(array, weights)), None)
     shape, hn_shape, cn_shape = output_shapes(options, inputs)
-    output = torch.empty(shape, dtype=x.dtype, device=CPU)
-    hn = torch.empty(hn_shape, dtype=x.dtype, device=CPU)
-    cn = None if cn_shape is None else torch.empty(cn_shape, dtype=x.dtype, device=CPU)
+    output = torch.empty(shape, dtype=x.dtype, device=x.device)
+    hn = torch.empty(hn_shape, dtype=x.dtype, device=x.device)
+    cn = None if cn_shape is None else torch.empty(cn_shape, dtype=x.dtype, device=x.device)
     *_, h_all, c_all, context = functional.run_forward(
         ready.layers,
         array(x),
@@ -206,13 +211,13 @@ def forward(
     return (output, hn, cn, _tensor(h_all), _tensor(c_all)), context
 
 
-def _target(tensor: Tensor | None) -> np.ndarray | None:
+def _target(tensor: Tensor | None) -> Any:
     """Memory to be written; the engine refuses the strides that an empty tensor has, and has nothing to write to it."""
-    return None if tensor is None or tensor.numel() == 0 else tensor.numpy()
+    return None if tensor is None or tensor.numel() == 0 else array(tensor)
 
 
 def _tensor(values: Any) -> Tensor | None:
-    return None if values is None else torch.from_numpy(values)
+    return values if values is None or isinstance(values, Tensor) else torch.from_numpy(values)
 
 
 def backward(
@@ -227,7 +232,7 @@ def backward(
     """The gradients of `inputs.flat()` where `needs` says so, from those of the five outputs (None: zero)."""
     follow_threads()
     need_x, need_weights = needs[0], any(needs[5:])
-    grad_x = torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=CPU) if need_x else None
+    grad_x = torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=inputs.x.device) if need_x else None
     _, grad_h0, grad_c0, grad_weights, grad_reset_h, grad_reset_c, _ = functional.run_backward(
         context,
         *(array(g) for g in grads),
@@ -243,7 +248,7 @@ def backward(
         _tensor(grad_c0),
         _like(_tensor(grad_reset_h), inputs.reset_h),
         _like(_tensor(grad_reset_c), inputs.reset_c),
-        *(map(torch.from_numpy, grad_weights) if need_weights else [None] * len(inputs.weights)),
+        *(map(_tensor, grad_weights) if need_weights else [None] * len(inputs.weights)),
     ]
     return [g if need else None for g, need in zip(found, needs, strict=True)]
 

@@ -54,4 +54,4 @@ def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
     if torch.compiler.is_compiling() or _transforming() or _modes() or _tracing() is not None:
         return False
     x = tensors[0]
-    return x is not None and x.is_cpu and _PLAIN.issuperset(map(type, tensors))
+    return x is not None and (x.is_cpu or x.is_cuda) and _PLAIN.issuperset(map(type, tensors))

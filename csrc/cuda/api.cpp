@@ -1,0 +1,69 @@
+#include "cuda/api.h"
+
+#include "cuda/engine.h"
+#include "cuda/runtime.h"
+
+namespace rnnfast::cuda_engine {
+namespace {
+
+const Engine& engine(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return kEngine_double;
+    case Dtype::kFloat16:
+      return kEngine_Half;
+    case Dtype::kBfloat16:
+      return kEngine_Bfloat16;
+    default:
+      return kEngine_float;
+  }
+}
+
+}  // namespace
+
+Sizes forward_sizes(const Config& config, const ForwardArgs& args, bool training) {
+  return engine(config.dtype).forward_sizes(config, args, training);
+}
+void forward(const Config& config, const ForwardArgs& args, const std::vector<LayerWeights>& weights, bool training,
+             Memory memory, void* stream) {
+  engine(config.dtype).forward(config, args, weights, training, memory, stream);
+}
+size_t backward_workspace(const Config& config, const ForwardArgs& args, const BackwardArgs& gradients) {
+  return engine(config.dtype).backward_workspace(config, args, gradients);
+}
+void backward(const Config& config, const ForwardArgs& args, const BackwardArgs& gradients, Memory memory,
+              void* stream) {
+  engine(config.dtype).backward(config, args, gradients, memory, stream);
+}
+
+std::string describe(const Config& config, const ForwardArgs& args) {
+  return engine(config.dtype).describe(config, args);
+}
+
+bool& generic_only() {
+  static bool only = false;
+  return only;
+}
+void set_path(const std::string& path) {
+  if (path != "" && path != "generic")
+    throw std::invalid_argument("path: expected '' or 'generic', got '" + path + "'");
+  generic_only() = path == "generic";
+}
+
+int device_count() { return cuda_runtime::device_count(); }
+std::string device_description() { return cuda_runtime::device_description(); }
+bool emulated() { return cuda_runtime::kEmulated; }
+int64_t launches() {
+#ifdef RNNFAST_EMULATE
+  return emulator::emulation().launches;
+#else
+  return 0;
+#endif
+}
+void run_backwards([[maybe_unused]] bool on) {
+#ifdef RNNFAST_EMULATE
+  emulator::emulation().backwards = on;
+#endif
+}
+
+}  // namespace rnnfast::cuda_engine

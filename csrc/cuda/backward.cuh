@@ -1,0 +1,289 @@
+// The backward pass: a launch for each step, from the last to the first (two with a projection), in which dL/dh of a step
+// is finished and the cell's adjoint follows at once; then the products for the weights and the input, over all steps.
+#pragma once
+
+#include "cuda/forward.cuh"
+
+RNNFAST_BEGIN
+
+// ---- carries: what reaches the step before, or the initial states, beside the recurrent product -------------------
+
+// carry = grad of the final states, and nothing has been collected for the reset states.
+template <class T>
+__global__ void __launch_bounds__(kThreads) load_carries_kernel(Item<T> item) {
+  const int64_t width = item.P > item.H ? item.P : item.H, n = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t b = n / width, u = n % width;
+  if (b >= item.batch) return;
+  if (u < item.P) {
+    item.carry_h[b * item.P + u] = read_unit(row_or_null(item.grad_hn, b), u);
+    item.carry_reset_h[b * item.P + u] = 0;
+  }
+  if (u < item.H && item.carry_c) {
+    item.carry_c[b * item.H + u] = read_unit(row_or_null(item.grad_cn, b), u);
+    item.carry_reset_c[b * item.H + u] = 0;
+  }
+}
+
+template <class T>
+RNNFAST_FN void store_row(const Rows<T>& rows, int64_t b, int64_t u, Arithmetic<T> value) {
+  if (rows.data) row_or_null(rows, b)[u] = rounded<T>(value);
+}
+template <class T>
+__global__ void __launch_bounds__(kThreads) store_carries_kernel(Item<T> item) {
+  const int64_t width = item.P > item.H ? item.P : item.H, n = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t b = n / width, u = n % width;
+  if (b >= item.batch) return;
+  if (u < item.P) {
+    store_row(item.grad_h0, b, u, item.carry_h[b * item.P + u]);
+    store_row(item.grad_reset_h, b, u, item.carry_reset_h[b * item.P + u]);
+  }
+  if (u < item.H && item.carry_c) {
+    store_row(item.grad_c0, b, u, item.carry_c[b * item.H + u]);
+    store_row(item.grad_reset_c, b, u, item.carry_reset_c[b * item.H + u]);
+  }
+}
+
+// ---- one step -----------------------------------------------------------------------------------------------------
+
+// Step t of sequence b, and the step `later` that follows it in the forward order; -1: there is none.
+struct Moment {
+  int64_t t, later, b;
+  bool active;  // t is a step that the sequence runs
+  bool sends;   // so is `later`: its gate gradients reach h and c before it
+  bool cut;     // which are the reset state's
+};
+
+template <class T>
+RNNFAST_FN Moment moment(const Item<T>& item, int64_t n, int64_t b) {
+  Moment m{
+      n < 0 ? -1 : step_number(item, n), n + 1 < item.steps ? step_number(item, n + 1) : -1, b, false, false, false};
+  const int64_t steps = length(item, b);
+  m.active = n >= 0 && m.t < steps;
+  m.sends = m.later >= 0 && m.later < steps;
+  m.cut = m.sends && is_cut(item, m.later, b);
+  return m;
+}
+
+// The gradient that came back through `later`; what a reset has cut off is the reset state's.
+template <class A>
+RNNFAST_FN A divert(bool cut, A& collected, A gradient) {
+  if (!cut) return gradient;
+  collected = collected + gradient;
+  return A(0);
+}
+
+// dL/dh of unit u, from the product of the later step's gate gradients; where the sequence does not run it waits in the carry.
+template <class T, class A>
+RNNFAST_FN A grad_h(const Item<T>& item, const Moment& m, int64_t u, A product) {
+  const int64_t index = m.b * item.P + u;
+  A dh = item.carry_h[index];
+  if (m.sends) dh = divert(m.cut, item.carry_reset_h[index], product + dh);
+  item.carry_h[index] = m.active ? A(0) : dh;
+  if (m.active && item.grad_out.data) dh = dh + read(at(item.grad_out, m.t, m.b)[u]);
+  if (m.active && item.grad_h_all.data) dh = dh + read(at(item.grad_h_all, m.t, m.b)[u]);
+  if (m.t >= 0 && item.record_h.data) at(item.record_h, m.t, m.b)[u] = rounded<T>(m.active ? dh : A(0));
+  return m.active ? dh : A(0);
+}
+
+// The cell's adjoint for unit u: gate gradients (in `slot` too), and what goes on to c and h of the step before.
+template <class Cell, class T, class A>
+RNNFAST_FN void run_adjoint(const Item<T>& item, const Cell& cell, const Moment& m, int64_t u, A dh,
+                            A (&slot)[Cell::kSlots]) {
+  A dc = 0, dh_prev = 0;
+  for (int s = 0; s < Cell::kSlots; ++s) slot[s] = 0;
+  const int64_t index = m.b * item.H + u;
+  if (Cell::kCellState) {
+    dc = divert(m.cut, item.carry_reset_c[index], item.carry_c[index]);
+    if (!m.active) item.carry_c[index] = dc;
+  }
+  if (m.t < 0) return;
+  const int64_t first = slot_index(item, m.t, m.b, u);
+  if (m.active) {
+    for (int s = 0; s < Cell::kSlots; ++s) slot[s] = item.slots[first + s * item.H];
+    const A h_prev = Cell::kReadsPreviousH ? read_unit(previous_h(item, m.t, m.b), u) : A(0);
+    const A c_prev = Cell::kCellState ? previous_cell(item, m.t, m.b, u) : A(0);
+    const A c = Cell::kCellState ? cell_state(item, m.t, m.b, u) : A(0);
+    if (Cell::kCellState && item.grad_c_all.data) dc = dc + read(at(item.grad_c_all, m.t, m.b)[u]);
+    cell.backward(slot, h_prev, c_prev, c, dh, dc, dh_prev);
+    if (Cell::kCellState) item.carry_c[index] = dc;
+    if (Cell::kReadsPreviousH) item.carry_h[index] = dh_prev;
+  }
+  for (int s = 0; s < Cell::kSlots; ++s) item.gate_grads[first + s * item.H] = slot[s];
+}
+
+// Step number n of the forward order, backwards; n = -1 only collects what the first step sends to the initial states.
+template <class T, class Cell>
+__global__ void __launch_bounds__(kThreads) step_adjoint_kernel(Items<T> items, Cell cell, int64_t n) {
+  using A = Arithmetic<T>;
+  const StepTile tile(blockIdx.x, items.item[0].batch, items.item[0].P);
+  const Item<T>& item = items.item[tile.direction];
+  const int64_t later = n + 1 < item.steps ? step_number(item, n + 1) : -1;
+  A sum[1][1][1] = {};
+  for (int g = 0; later >= 0 && g < Cell::kGates; ++g) {
+    const int64_t first_row = item.recurrent_gate[g] * item.H, slot = (Cell::kRecurrent + g) * item.H;
+    multiply<true, false>(
+        sum, 0, item.H,
+        [&](int row, int64_t k) {
+          const int64_t b = tile.batch0 + row;
+          return b < item.batch ? item.gate_grads[slot_index(item, later, b, slot + k)] : A(0);
+        },
+        [&](int, int64_t k, int column) {
+          return tile.unit0 + column < item.P ? item.w_hh(first_row + k, tile.unit0 + column) : A(0);
+        });
+  }
+  const int64_t b = tile.batch0 + threadIdx.y, u = tile.unit0 + threadIdx.x;
+  if (b >= item.batch || u >= item.P) return;
+  const Moment m = moment(item, n, b);
+  const A dh = grad_h(item, m, u, sum[0][0][0]);
+  A slot[Cell::kSlots];
+  if (!item.projected)
+    run_adjoint(item, cell, m, u, dh, slot);
+  else if (m.t >= 0)
+    item.grad_raw[(m.t * item.batch + b) * item.P + u] = dh;
+}
+
+// The second half of a projected step: d(raw) = W_hr^T dh, and the adjoint.
+template <class T, class Cell>
+__global__ void __launch_bounds__(kThreads) projection_adjoint_kernel(Items<T> items, Cell cell, int64_t n) {
+  using A = Arithmetic<T>;
+  const StepTile tile(blockIdx.x, items.item[0].batch, items.item[0].H);
+  const Item<T>& item = items.item[tile.direction];
+  A sum[1][1][1] = {};
+  if (n >= 0)
+    multiply<true, false>(
+        sum, 0, item.P,
+        [&](int row, int64_t k) {
+          const int64_t b = tile.batch0 + row;
+          return b < item.batch ? item.grad_raw[(step_number(item, n) * item.batch + b) * item.P + k] : A(0);
+        },
+        [&](int, int64_t k, int column) {
+          return tile.unit0 + column < item.H ? item.w_hr(k, tile.unit0 + column) : A(0);
+        });
+  const int64_t b = tile.batch0 + threadIdx.y, u = tile.unit0 + threadIdx.x;
+  A slot[Cell::kSlots];
+  if (b < item.batch && u < item.H) run_adjoint(item, cell, moment(item, n, b), u, sum[0][0][0], slot);
+}
+
+// ---- the input gradient: dx = sum over directions of W_ih^T (gate gradients) --------------------------------------
+
+template <class T>
+struct
+    GateGradientRows {  // a row for each (t, b); columns: the gates that the input feeds, of one direction, then of the other
+  static constexpr bool kAlongK = true;
+  Items<T> items;
+
+  RNNFAST_FN Arithmetic<T> operator()(int64_t row, int64_t k) const {
+    const int64_t width = items.item[0].gates * items.item[0].H;
+    const Item<T>& item = items.item[k >= width];
+    return item.gate_grads[row * item.slot_count * item.H + (k >= width ? k - width : k)];
+  }
+};
+
+template <class T>
+struct InputWeightRows {
+  static constexpr bool kAlongK = false;
+  Items<T> items;
+
+  RNNFAST_FN Arithmetic<T> operator()(int64_t k, int64_t i) const {
+    const int64_t width = items.item[0].gates * items.item[0].H;
+    const Item<T>& item = items.item[k >= width];
+    const int64_t column = k >= width ? k - width : k;
+    return item.w_ih(item.input_gate[column / item.H] * item.H + column % item.H, i);
+  }
+};
+
+template <class T>
+struct SequenceRows {
+  Sequence<T> target;
+  int64_t batch;
+
+  RNNFAST_FN void operator()(int64_t row, int64_t column, int64_t, Arithmetic<T> value) const {
+    at(target, row / batch, row % batch)[column] = rounded<T>(value);
+  }
+};
+
+// ---- the weight gradients: sums over (t, b) of outer products -----------------------------------------------------
+//
+// The depth is cut into parts, each summed by blocks of its own, and the parts are added in their order: the result does not
+// depend on which block came first. A column of ones behind the others makes the bias gradient.
+
+template <class A>
+struct TimeColumns {  // of [T * B, stride], from a first column on
+  static constexpr bool kAlongK = false;
+  const A* data;
+  int64_t stride;
+
+  RNNFAST_FN A operator()(int64_t column, int64_t k) const { return data[k * stride + column]; }
+};
+
+template <class T>
+struct InputColumns {  // x, then ones
+  static constexpr bool kAlongK = false;
+  InputRows<T> x;
+
+  RNNFAST_FN Arithmetic<T> operator()(int64_t k, int64_t i) const { return i < x.item.I ? x(k, i) : Arithmetic<T>(1); }
+};
+
+template <class T>
+struct PreviousColumns {  // h before each step, then ones
+  static constexpr bool kAlongK = false;
+  Item<T> item;
+
+  RNNFAST_FN Arithmetic<T> operator()(int64_t k, int64_t p) const {
+    const int64_t t = k / item.batch, b = k % item.batch;
+    if (p >= item.P) return 1;
+    return t < length(item, b) ? read_unit(previous_h(item, t, b), p) : Arithmetic<T>(0);
+  }
+};
+
+template <class A>
+struct RawColumns {  // h before the projection
+  static constexpr bool kAlongK = false;
+  const A* data;
+  int64_t stride;
+
+  RNNFAST_FN A operator()(int64_t k, int64_t u) const { return data[k * stride + u]; }
+};
+
+template <class A>
+struct Partials {  // [parts][rows][columns]
+  A* data;
+  int64_t rows, columns;
+
+  RNNFAST_FN void operator()(int64_t row, int64_t column, int64_t part, A value) const {
+    data[(part * rows + row) * columns + column] = value;
+  }
+};
+
+// Where the sums go: rows of the caller's matrix, gate by gate; the last column, if it is one of ones, to the bias.
+template <class T>
+struct WeightTarget {
+  T *weight, *bias;
+  int64_t width;        // of the weight
+  int64_t H;            // rows of each gate
+  int gate[kMaxGates];  // the caller's number of each gate
+
+  RNNFAST_FN int64_t row(int64_t m) const {
+    int64_t result = m;
+    for (int g = 0; g < kMaxGates; ++g)  // not by an index, which would put the array into local memory
+      if (m / H == g) result = gate[g] * H + m % H;
+    return result;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    add_parts_kernel(Partials<Arithmetic<T>> partials, int64_t parts, WeightTarget<T> target) {
+  using A = Arithmetic<T>;
+  const int64_t n = int64_t{blockIdx.x} * kThreads + threadIdx.x, size = partials.rows * partials.columns;
+  if (n >= size) return;
+  A sum = partials.data[n];
+  for (int64_t part = 1; part < parts; ++part) sum = sum + partials.data[part * size + n];
+  const int64_t row = target.row(n / partials.columns), column = n % partials.columns;
+  if (column < target.width)
+    target.weight[row * target.width + column] = rounded<T>(sum);
+  else if (target.bias)
+    target.bias[row] = rounded<T>(sum);
+}
+
+RNNFAST_END

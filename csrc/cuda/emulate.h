@@ -1,0 +1,160 @@
+// CUDA's words for a plain C++ compiler: the kernels and the code that launches them run on the CPU, slowly but exactly, so
+// that they are tested where there is no GPU. "Device" memory is the host's.
+//
+// The threads of a block are fibres: each runs until __syncthreads() or its end, then the next one takes over; a warp that
+// only exchanges values goes on by itself. A barrier that some threads of a block miss is an error; one that is missing in
+// the source shows when the threads run in the opposite order (`emulation().backwards`), since then the results differ.
+// Blocks run one after another.
+#pragma once
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static thread_local
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace rnnfast::emulator {
+
+struct Emulation {
+  bool backwards = false;  // threads and blocks run from the last to the first
+  int64_t launches = 0;
+};
+inline Emulation& emulation() {
+  static thread_local Emulation state;
+  return state;
+}
+
+enum class Wait { kNone, kWarp, kBlock };  // at the end of the kernel, at a barrier
+
+// One thread of a block. Fibres are made once and serve all launches; _setjmp, unlike swapcontext, makes no system call.
+class Fibre {
+ public:
+  Fibre() : stack_(new char[kStack]) {
+    getcontext(&start_);
+    start_.uc_stack.ss_sp = stack_.get(), start_.uc_stack.ss_size = kStack, start_.uc_link = nullptr;
+    makecontext(&start_, &Fibre::serve, 0);
+  }
+
+  // Runs until the next barrier or the end of the kernel.
+  Wait resume(const std::function<void()>& kernel) {
+    current() = this;
+    if (wait_ == Wait::kNone) kernel_ = &kernel;
+    enter();
+    return wait_;
+  }
+
+  static void barrier(Wait kind) {
+    current()->wait_ = kind;
+    current()->leave();
+    current()->wait_ = Wait::kNone;
+  }
+
+ private:
+  static constexpr size_t kStack = 128 << 10;
+
+  static Fibre*& current() {
+    static thread_local Fibre* fibre = nullptr;
+    return fibre;
+  }
+  static void serve() {
+    for (;;) {
+      (*current()->kernel_)();
+      current()->leave();
+    }
+  }
+
+#if defined(__SANITIZE_ADDRESS__)  // which must be told of each change of stack, and knows this one
+  void enter() { swapcontext(&outside_, &start_); }
+  void leave() { swapcontext(&start_, &outside_); }
+  ucontext_t outside_;
+#else
+  void enter() {
+    if (_setjmp(outside_)) return;
+    if (started_) _longjmp(inside_, 1);
+    started_ = true;
+    setcontext(&start_);
+  }
+  void leave() {
+    if (!_setjmp(inside_)) _longjmp(outside_, 1);
+  }
+  jmp_buf outside_, inside_;
+  bool started_ = false;
+#endif
+
+  ucontext_t start_;
+  std::unique_ptr<char[]> stack_;
+  const std::function<void()>* kernel_ = nullptr;
+  Wait wait_ = Wait::kNone;
+};
+
+// Runs the threads [begin, end), a warp, until they wait for the block (how many, is the result) or have ended.
+inline unsigned run_warp(std::vector<std::unique_ptr<Fibre>>& fibres, unsigned begin, unsigned end,
+                         const std::function<void()>& kernel) {
+  for (;;) {
+    unsigned count[3] = {};
+    for (unsigned n = begin; n < end; ++n) {
+      const unsigned i = emulation().backwards ? begin + end - 1 - n : n;
+      threadIdx = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y);
+      ++count[static_cast<int>(fibres[i]->resume(kernel))];
+    }
+    if (count[static_cast<int>(Wait::kWarp)] == 0) return count[static_cast<int>(Wait::kBlock)];
+    if (count[static_cast<int>(Wait::kWarp)] != end - begin)
+      throw std::logic_error("emulator: an exchange that not all threads of a warp reach");
+  }
+}
+
+inline void run_block(const std::function<void()>& kernel) {
+  static thread_local std::vector<std::unique_ptr<Fibre>> fibres;
+  constexpr unsigned kWarpSize = 32;
+  const unsigned count = blockDim.x * blockDim.y * blockDim.z, warps = (count + kWarpSize - 1) / kWarpSize;
+  while (fibres.size() < count) fibres.push_back(std::make_unique<Fibre>());
+  for (unsigned waiting = count; waiting;) {
+    waiting = 0;
+    for (unsigned n = 0; n < warps; ++n) {
+      const unsigned begin = (emulation().backwards ? warps - 1 - n : n) * kWarpSize;
+      waiting += run_warp(fibres, begin, begin + kWarpSize < count ? begin + kWarpSize : count, kernel);
+    }
+    if (waiting == 0 || waiting == count) continue;
+    fibres.clear();
+    throw std::logic_error("emulator: a barrier that not all threads reach");
+  }
+}
+
+// Of a block: memory whose size the launch gives, and what its threads hand to each other.
+inline thread_local std::vector<double> dynamic_shared, exchanged;
+
+inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+  gridDim = grid, blockDim = block;
+  exchanged.resize(size_t{block.x} * block.y * block.z);
+  ++emulation().launches;
+  const int64_t count = int64_t{grid.x} * grid.y * grid.z;
+  for (int64_t n = 0; n < count; ++n) {
+    const int64_t i = emulation().backwards ? count - 1 - n : n;
+    blockIdx = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+    dynamic_shared.assign(shared_bytes / sizeof(double) + 1, NAN);  // not what the block before has left
+    run_block(kernel);
+  }
+}
+
+}  // namespace rnnfast::emulator
+
+inline void __syncthreads() { rnnfast::emulator::Fibre::barrier(rnnfast::emulator::Wait::kBlock); }
+inline void __syncwarp() { rnnfast::emulator::Fibre::barrier(rnnfast::emulator::Wait::kWarp); }

@@ -1,0 +1,371 @@
+// The engine of one element type (RNNFAST_ELEMENT): what is launched, in which order. Everything goes to the caller's
+// stream; only pointers and sizes are looked at here.
+#include "cuda/backward.cuh"
+#include "cuda/call.h"
+#include "cuda/dropout.cuh"
+#include "cuda/engine.h"
+#include "cuda/forward.cuh"
+#include "cuda/persistent.cuh"
+
+RNNFAST_BEGIN
+namespace {
+
+using cuda_engine::Memory;
+using cuda_engine::Sizes;
+using cuda_runtime::launch;
+using cuda_runtime::Stream;
+using T = RNNFAST_ELEMENT;
+using A = Arithmetic<T>;
+
+int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
+
+// One thread for each sequence and unit of h or c.
+template <class Kernel>
+void launch_states(Kernel kernel, const Item<T>& item, Stream stream) {
+  launch(kernel, blocks_for(item.batch * std::max(item.P, item.H)), dim3(kThreads), stream, item);
+}
+
+template <class Kernel, class... Arguments>
+void launch_step(Kernel kernel, const Items<T>& items, int64_t units, Stream stream, const Arguments&... arguments) {
+  const int64_t tiles = StepTile::count(items.item[0].batch, units);
+  launch(kernel, items.count * tiles, dim3(kTile, kTile), stream, items, arguments...);
+}
+
+void launch_dropout(const Call<T>& call, int64_t layer, const Sequence<T>& source, const Sequence<T>& target,
+                    Stream stream) {
+  const int64_t groups = (call.width() + 3) / 4, rows = call.args().steps * call.args().batch;
+  launch(dropout_kernel<T>, blocks_for(rows * groups), dim3(kThreads), stream, call.dropout_key(layer),
+         call.args().steps, call.args().batch, call.width(), source, target);
+}
+
+// ---- persistent kernels -------------------------------------------------------------------------------------------
+
+constexpr bool kHasPersistent = sizeof(T) == sizeof(float);  // of the element types, for float32
+
+PersistentPlan make_plan(const Config& config, const ForwardArgs& args, int gates, int64_t depth) {
+  if (!kHasPersistent || cuda_engine::generic_only() || config.proj_size > 0) return {};
+  return plan_persistent(cuda_runtime::device_limits(), gates, depth, config.hidden_size, args.batch, sizeof(A));
+}
+template <class Cell>
+PersistentPlan forward_plan(const Config& config, const ForwardArgs& args) {
+  return make_plan(config, args, Cell::kGates, config.hidden_size);
+}
+template <class Cell>
+PersistentPlan backward_plan(const Config& config, const ForwardArgs& args) {
+  return make_plan(config, args, 1, Cell::kGates * config.hidden_size);
+}
+
+template <class Kernel, class... Arguments>
+void launch_persistent(Kernel kernel, const PersistentPlan& plan, int gates, const Items<T>& items, Stream stream,
+                       const Arguments&... arguments) {
+  cuda_runtime::launch_shared(kernel, items.count * plan.batch_slices, dim3(plan.threads),
+                              sizeof(Quad<A>) * plan.shared_quads(gates), stream, items, arguments...);
+}
+
+// The kernels of a plan, of which there are four: two shapes, for one or four sequences in a block.
+template <PersistentShape kShape, int R, class Cell>
+void launch_forward(const PersistentPlan& plan, const Items<T>& items, const Cell& cell, int64_t begin, int64_t end,
+                    Stream stream) {
+  constexpr int kHeld = register_quads(kShape, Cell::kGates, R);
+  launch_persistent(persistent_forward_kernel<T, Cell, R, kHeld, kShape.max_threads>, plan, Cell::kGates, items, stream,
+                    cell, plan, begin, end);
+}
+template <PersistentShape kShape, int R, class Cell>
+void launch_backward(const PersistentPlan& plan, const Items<T>& items, const Cell& cell, Stream stream) {
+  constexpr int kHeld = register_quads(kShape, 1, R);
+  launch_persistent(persistent_backward_kernel<T, Cell, R, kHeld, kShape.max_threads>, plan, 1, items, stream, cell,
+                    plan);
+}
+template <class Cell, class... Arguments>
+void persistent_forward(const PersistentPlan& plan, const Arguments&... arguments) {
+  if (plan.rows == 1)
+    plan.many_registers ? launch_forward<kManyRegisters, 1>(plan, arguments...)
+                        : launch_forward<kManyThreads, 1>(plan, arguments...);
+  else
+    plan.many_registers ? launch_forward<kManyRegisters, 4>(plan, arguments...)
+                        : launch_forward<kManyThreads, 4>(plan, arguments...);
+}
+template <class Cell, class... Arguments>
+void persistent_backward(const PersistentPlan& plan, const Arguments&... arguments) {
+  if (plan.rows == 1)
+    plan.many_registers ? launch_backward<kManyRegisters, 1>(plan, arguments...)
+                        : launch_backward<kManyThreads, 1>(plan, arguments...);
+  else
+    plan.many_registers ? launch_backward<kManyRegisters, 4>(plan, arguments...)
+                        : launch_backward<kManyThreads, 4>(plan, arguments...);
+}
+
+// What the persistent loops leave out: steps past a sequence's end.
+template <class Kernel>
+void launch_padding(Kernel kernel, const Items<T>& items, Stream stream) {
+  for (int64_t d = 0; d < items.count && items.item[0].lengths; ++d) {
+    const Item<T>& item = items.item[d];
+    launch(kernel, blocks_for(item.steps * item.batch * item.H), dim3(kThreads), stream, item);
+  }
+}
+
+// ---- forward ------------------------------------------------------------------------------------------------------
+
+// The input products of the steps with numbers [begin, end), whose slots lie together.
+void input_products(Items<T>& items, int64_t begin, int64_t end, Stream stream) {
+  for (int64_t d = 0; d < items.count; ++d) {
+    Item<T>& item = items.item[d];
+    const int64_t first = item.reverse ? item.steps - end : begin;
+    item.first_kept = item.keep ? 0 : first;
+    launch_product<A>({(end - begin) * item.batch, item.gates * item.H, item.I, 1}, InputRows<T>{item, first},
+                      InputWeights<T>{item},
+                      DenseRows<A>{item.slots + slot_index(item, first, 0, 0), item.slot_count * item.H}, stream);
+  }
+}
+
+template <class Cell>
+void forward_layer(const Call<T>& call, Items<T> items, const Cell& cell, Stream stream) {
+  const Item<T>& item = items.item[0];
+  const PersistentPlan plan = forward_plan<Cell>(call.config(), call.args());
+  for (int64_t d = 0; d < items.count; ++d) launch_states(initial_state_kernel<T>, items.item[d], stream);
+  if (plan.possible) launch_padding(forward_padding_kernel<T>, items, stream);
+  for (int64_t begin = 0; begin < item.steps; begin += call.chunk()) {
+    const int64_t end = std::min(begin + call.chunk(), item.steps);
+    input_products(items, begin, end, stream);
+    if constexpr (kHasPersistent) {
+      if (plan.possible) {
+        persistent_forward<Cell>(plan, items, cell, begin, end, stream);
+        continue;
+      }
+    }
+    for (int64_t n = begin; n < end; ++n) {
+      launch_step(step_kernel<T, Cell>, items, item.H, stream, cell, n);
+      if (item.projected) launch_step(projection_kernel<T>, items, item.P, stream, n);
+    }
+  }
+}
+
+// ---- backward -----------------------------------------------------------------------------------------------------
+
+// What only the backward pass needs.
+class BackwardMemory {
+ public:
+  BackwardMemory(Call<T>& call, const BackwardArgs& gradients) : call_(call), gradients_(gradients) {}
+
+  void lay_out(Carver& workspace) {
+    const Config& config = call_.config();
+    const int64_t batch = call_.args().batch, rows = call_.args().steps * batch;
+    const int64_t P = config.output_size(), H = config.hidden_size;
+    for (int64_t d = 0; d < config.num_directions; ++d) {
+      Item<T>& item = shared_.item[d];
+      item.carry_h = workspace.take<A>(batch * P), item.carry_reset_h = workspace.take<A>(batch * P);
+      if (call_.gates().cell_state)
+        item.carry_c = workspace.take<A>(batch * H), item.carry_reset_c = workspace.take<A>(batch * H);
+      if (config.proj_size) item.grad_raw = workspace.take<A>(rows * P);
+      if (gradients_.retain) item.gate_grads = workspace.take<A>(rows * call_.gates().slots * H);
+    }
+    for (int64_t i = 0; i < std::min<int64_t>(2, config.num_layers - 1); ++i)
+      grad_sequence_[i] = call_.fresh_sequence(workspace);
+    partials_ = workspace.take<A>(most_partials());
+  }
+
+  // The items of a layer, for backward.
+  Items<T> items(int64_t layer) const {
+    Items<T> items = call_.layer(layer);
+    const Config& config = call_.config();
+    for (int64_t d = 0; d < items.count; ++d) {
+      Item<T>& item = items.item[d];
+      const Item<T>& own = shared_.item[d];
+      const int64_t index = layer * config.num_directions + d, batch = item.batch;
+      item.carry_h = own.carry_h, item.carry_reset_h = own.carry_reset_h;
+      item.carry_c = own.carry_c, item.carry_reset_c = own.carry_reset_c;
+      item.grad_raw = own.grad_raw;
+      item.gate_grads = gradients_.retain ? own.gate_grads : item.slots;
+      item.grad_out = grad_output(layer, d * item.P);
+      item.grad_h_all = states<const T>(gradients_.grad_h_all, index, config.states(), batch, item.P);
+      item.grad_c_all = states<const T>(gradients_.grad_c_all, index, config.states(), batch, item.H);
+      item.record_h = states<T>(gradients_.record_h, index, config.states(), batch, item.P);
+      item.grad_hn = rows<const T>(gradients_.grad_hn, index), item.grad_cn = rows<const T>(gradients_.grad_cn, index);
+      item.grad_h0 = rows<T>(gradients_.grad_h0, index), item.grad_c0 = rows<T>(gradients_.grad_c0, index);
+      item.grad_reset_h = rows<T>(gradients_.grad_reset_h, index);
+      item.grad_reset_c = rows<T>(gradients_.grad_reset_c, index);
+    }
+    return items;
+  }
+
+  // Where the gradient of a layer's input goes.
+  Sequence<T> grad_input(int64_t layer) const {
+    return layer ? grad_sequence_[(layer - 1) % 2] : sequence<T>(gradients_.grad_x);
+  }
+  A* partials() const { return partials_; }
+
+  static ProductSize weight_size(int64_t rows, int64_t columns, int64_t depth) {
+    constexpr int64_t kBlocks = 264, kLeastDepth = 256;  // two blocks for each multiprocessor of a large GPU
+    ProductSize size{rows, columns, depth, 1};
+    size.parts = std::max<int64_t>(1, std::min(kBlocks / std::max<int64_t>(1, size.tiles()), depth / kLeastDepth));
+    return size;
+  }
+
+ private:
+  Sequence<const T> grad_output(int64_t layer, int64_t shift) const {
+    if (layer + 1 == call_.config().num_layers) return sequence<const T>(gradients_.grad_output, shift);
+    const Sequence<T>& grad = grad_sequence_[layer % 2];
+    return {grad.data + shift, grad.t_stride, grad.b_stride};
+  }
+
+  int64_t most_partials() const {
+    const Config& config = call_.config();
+    const int64_t depth = call_.args().steps * call_.args().batch, rows = call_.gates().gates * config.hidden_size;
+    const auto values = [&](int64_t m, int64_t n) { return weight_size(m, n, depth).parts * m * n; };
+    int64_t most = values(rows, config.output_size() + 1);
+    for (int64_t layer = 0; layer < std::min<int64_t>(2, config.num_layers); ++layer)
+      most = std::max(most, values(rows, config.layer_input(layer) + 1));
+    return std::max(most, values(config.output_size(), config.hidden_size));
+  }
+
+  Call<T>& call_;
+  const BackwardArgs& gradients_;
+  Items<T> shared_{};
+  Sequence<T> grad_sequence_[2] = {};
+  A* partials_ = nullptr;
+};
+
+template <class Columns>
+void weight_product(int64_t rows, int64_t columns, const TimeColumns<A>& left, const Columns& right,
+                    const Item<T>& item, A* partials, const WeightTarget<T>& target, Stream stream) {
+  const ProductSize size = BackwardMemory::weight_size(rows, columns, item.steps * item.batch);
+  const Partials<A> parts{partials, rows, columns};
+  launch_product<A>(size, left, right, parts, stream);
+  launch(add_parts_kernel<T>, blocks_for(rows * columns), dim3(kThreads), stream, parts, size.parts, target);
+}
+
+void weight_gradients(const Item<T>& item, const LayerWeights& target, A* partials, Stream stream) {
+  const int64_t rows = item.gates * item.H, stride = item.slot_count * item.H, ones = target.b_ih.data ? 1 : 0;
+  const auto pointer = [](const Array2& a) { return static_cast<T*>(a.data); };
+  WeightTarget<T> input{pointer(target.w_ih), pointer(target.b_ih), item.I, item.H, {}};
+  WeightTarget<T> recurrent{pointer(target.w_hh), pointer(target.b_hh), item.P, item.H, {}};
+  std::copy(item.input_gate, item.input_gate + kMaxGates, input.gate);
+  std::copy(item.recurrent_gate, item.recurrent_gate + kMaxGates, recurrent.gate);
+  weight_product(rows, item.I + ones, {item.gate_grads, stride}, InputColumns<T>{{item, 0}}, item, partials, input,
+                 stream);
+  weight_product(rows, item.P + ones, {item.gate_grads + item.recurrent * item.H, stride}, PreviousColumns<T>{item},
+                 item, partials, recurrent, stream);
+  if (item.projected)
+    weight_product(item.P, item.H, {item.grad_raw, item.P}, RawColumns<A>{item.raw, item.H}, item, partials,
+                   {pointer(target.w_hr), nullptr, item.H, item.P, {}}, stream);
+}
+
+template <class Cell>
+void backward_steps(const Items<T>& items, const Cell& cell, Stream stream) {
+  const Item<T>& item = items.item[0];
+  for (int64_t n = item.steps - 1; n >= -1; --n) {
+    launch_step(step_adjoint_kernel<T, Cell>, items, item.P, stream, cell, n);
+    if (item.projected) launch_step(projection_adjoint_kernel<T, Cell>, items, item.H, stream, cell, n);
+  }
+}
+
+template <class Cell>
+void backward_layer(const Call<T>& call, const Items<T>& items, const Cell& cell, Stream stream) {
+  const PersistentPlan plan = backward_plan<Cell>(call.config(), call.args());
+  for (int64_t d = 0; d < items.count; ++d) launch_states(load_carries_kernel<T>, items.item[d], stream);
+  if (!plan.possible) backward_steps(items, cell, stream);
+  if constexpr (kHasPersistent) {
+    if (plan.possible) {
+      launch_padding(backward_padding_kernel<T>, items, stream);
+      persistent_backward<Cell>(plan, items, cell, stream);
+    }
+  }
+  for (int64_t d = 0; d < items.count; ++d) launch_states(store_carries_kernel<T>, items.item[d], stream);
+}
+
+template <class Cell>
+void backward_call(Call<T>& call, const BackwardMemory& memory, const BackwardArgs& gradients, const Cell& cell,
+                   Stream stream) {
+  for (int64_t layer = call.config().num_layers - 1; layer >= 0; --layer) {
+    const Items<T> items = memory.items(layer);
+    const Item<T>& item = items.item[0];
+    backward_layer(call, items, cell, stream);
+    for (int64_t d = 0; d < items.count && !gradients.grad_weights.empty(); ++d)
+      weight_gradients(items.item[d], gradients.grad_weights[layer * items.count + d], memory.partials(), stream);
+    const Sequence<T> target = memory.grad_input(layer);
+    if (!target.data) continue;
+    launch_product<A>({item.steps * item.batch, item.I, items.count * item.gates * item.H, 1},
+                      GateGradientRows<T>{items}, InputWeightRows<T>{items}, SequenceRows<T>{target, item.batch},
+                      stream);
+    if (layer > 0 && call.drops()) launch_dropout(call, layer - 1, target, target, stream);
+  }
+}
+
+// ---- the entries --------------------------------------------------------------------------------------------------
+
+// run(cell) for the cell of that number.
+template <class Run>
+void with_cell(const Config& config, Run&& run) {
+  int index = 0;
+#define RNNFAST_CASE(name, Type, words) \
+  if (config.cell == index++) return run(Type<A>(config.parameters));
+  RNNFAST_CELLS(RNNFAST_CASE)
+#undef RNNFAST_CASE
+}
+
+Sizes forward_sizes(const Config& config, const ForwardArgs& args, bool training) {
+  Carver reserve, workspace;
+  with_cell(config, [&]<class Cell>(const Cell&) {
+    Call<T>(config, args, Gates::of<Cell>(), training).lay_out(reserve, workspace);
+  });
+  return {reserve.used(), workspace.used()};
+}
+
+void forward(const Config& config, const ForwardArgs& args, const std::vector<LayerWeights>& weights, bool training,
+             Memory memory, void* stream) {
+  Carver reserve(memory.reserve), workspace(memory.workspace);
+  with_cell(config, [&]<class Cell>(const Cell& cell) {
+    Call<T> call(config, args, Gates::of<Cell>(), training);
+    call.lay_out(reserve, workspace);
+    call.set_weights(weights);
+    for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+      forward_layer(call, call.layer(layer), cell, static_cast<Stream>(stream));
+      if (call.drops() && layer + 1 < config.num_layers)
+        launch_dropout(call, layer, call.output(layer), call.dropped(layer), static_cast<Stream>(stream));
+    }
+  });
+}
+
+size_t backward_workspace(const Config& config, const ForwardArgs& args, const BackwardArgs& gradients) {
+  Carver reserve, workspace;
+  with_cell(config, [&]<class Cell>(const Cell&) {
+    Call<T> call(config, args, Gates::of<Cell>(), true);
+    BackwardMemory(call, gradients).lay_out(workspace);
+  });
+  return workspace.used();
+}
+
+void backward(const Config& config, const ForwardArgs& args, const BackwardArgs& gradients, Memory memory,
+              void* stream) {
+  Carver reserve(memory.reserve), workspace(memory.workspace);
+  with_cell(config, [&]<class Cell>(const Cell& cell) {
+    Call<T> call(config, args, Gates::of<Cell>(), true);
+    call.lay_out(reserve, workspace);
+    call.set_weights(gradients.weights);
+    BackwardMemory own(call, gradients);
+    own.lay_out(workspace);
+    backward_call(call, own, gradients, cell, static_cast<Stream>(stream));
+  });
+}
+
+std::string describe(const Config& config, const ForwardArgs& args) {
+  std::string text;
+  with_cell(config, [&]<class Cell>(const Cell&) {
+    const auto one = [](const PersistentPlan& plan) {
+      if (!plan.possible) return std::string("a launch for each step");
+      return "all steps in one launch, " + std::to_string(plan.batch_slices) + " blocks of " +
+             std::to_string(plan.threads) + " threads with " + std::to_string(plan.rows) + " sequences";
+    };
+    text = "forward " + one(forward_plan<Cell>(config, args)) + "; backward " + one(backward_plan<Cell>(config, args));
+  });
+  return text;
+}
+
+}  // namespace
+RNNFAST_END
+
+#define RNNFAST_JOIN_(a, b) a##b
+#define RNNFAST_JOIN(a, b) RNNFAST_JOIN_(a, b)
+const rnnfast::cuda_engine::Engine rnnfast::cuda_engine::RNNFAST_JOIN(kEngine_, RNNFAST_ELEMENT) = {
+    rnnfast::cuda::forward_sizes, rnnfast::cuda::forward, rnnfast::cuda::backward_workspace, rnnfast::cuda::backward,
+    rnnfast::cuda::describe};

@@ -1,0 +1,131 @@
+// All that the engine asks of CUDA's runtime, or of its emulator (RNNFAST_EMULATE): streams, launches, errors, devices.
+#pragma once
+
+#include <stdint.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda/plan.h"
+
+#ifdef RNNFAST_EMULATE
+#include "cuda/emulate.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+namespace rnnfast::cuda_runtime {
+
+#ifdef RNNFAST_EMULATE
+
+using Stream = void*;
+constexpr bool kEmulated = true;
+
+template <class... P, class... A>
+void launch_shared(void (*kernel)(P...), int64_t blocks, dim3 block, size_t bytes, Stream, const A&... arguments) {
+  if (blocks > 0) emulator::run_grid(dim3(static_cast<unsigned>(blocks)), block, bytes, [&] { kernel(arguments...); });
+}
+
+// Memory shared by a block, of the size that launch_shared was given.
+template <class V>
+V* shared_memory() {
+  return reinterpret_cast<V*>(emulator::dynamic_shared.data());
+}
+// The value of the thread whose number differs in the bits of `mask`, within a warp. All threads of the warp take part.
+template <class V>
+V exchange(V value, unsigned mask) {
+  emulator::exchanged[threadIdx.x] = value;
+  __syncwarp();
+  const V result = V(emulator::exchanged[threadIdx.x ^ mask]);
+  __syncwarp();
+  return result;
+}
+
+inline DeviceLimits device_limits() { return kH200; }
+inline int device_count() { return 0; }
+inline std::string device_description() { return "none: the kernels are emulated on the CPU"; }
+
+#else
+
+using Stream = cudaStream_t;
+constexpr bool kEmulated = false;
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
+}
+
+#ifdef __CUDACC__
+// Grids are one-dimensional: 2^31 - 1 blocks, where the other dimensions end at 65,535.
+template <class... P, class... A>
+void launch_shared(void (*kernel)(P...), int64_t blocks, dim3 block, size_t bytes, Stream stream,
+                   const A&... arguments) {
+  if (blocks <= 0) return;
+  if (blocks > INT32_MAX) throw std::runtime_error("CUDA: expected at most 2147483647 blocks in a launch");
+  constexpr size_t kAlwaysThere = 48 << 10;
+  if (bytes > kAlwaysThere)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+          "a kernel was refused its shared memory");
+  kernel<<<dim3(static_cast<unsigned>(blocks)), block, bytes, stream>>>(P(arguments)...);
+  check(cudaGetLastError(), "a kernel was not launched");
+}
+
+// Memory shared by a block, of the size that launch_shared was given.
+template <class V>
+__device__ V* shared_memory() {
+  extern __shared__ double4 rnnfast_dynamic_shared[];
+  return reinterpret_cast<V*>(rnnfast_dynamic_shared);
+}
+// The value of the thread whose number differs in the bits of `mask`, within a warp. All threads of the warp take part.
+template <class V>
+__device__ V exchange(V value, unsigned mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+#endif
+
+// Of the current device.
+inline DeviceLimits device_limits() {
+  int device = 0, multiprocessors = 0, shared = 0;
+  check(cudaGetDevice(&device), "no current device");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "no multiprocessors");
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "no shared memory");
+  return {multiprocessors, shared};
+}
+
+// 0 where there is no driver or no device: neither is an error.
+inline int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();  // forget it
+  return 0;
+}
+
+inline std::string device_description() {
+  const auto version = [](int n) { return std::to_string(n / 1000) + "." + std::to_string(n % 1000 / 10); };
+  int count = 0, driver = 0, device = 0;
+  check(cudaDriverGetVersion(&driver), "no version of the driver");
+  if (driver == 0) return "none: there is no NVIDIA driver";
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    return std::string("none: ") + cudaGetErrorString(status) + " (the driver is for CUDA " + version(driver) +
+           ", rnnfast was built with " + version(CUDART_VERSION) + ")";
+  }
+  if (count == 0) return "none";
+  cudaDeviceProp properties;
+  check(cudaGetDevice(&device), "no current device");
+  check(cudaGetDeviceProperties(&properties, device), "no properties of the device");
+  return std::string(properties.name) + ", sm_" + std::to_string(properties.major) + std::to_string(properties.minor) +
+         ", " + std::to_string(properties.multiProcessorCount) + " multiprocessors, " +
+         std::to_string(properties.totalGlobalMem >> 20) + " MB, driver for CUDA " + version(driver);
+}
+
+#endif
+
+#if defined(RNNFAST_EMULATE) || defined(__CUDACC__)
+template <class... P, class... A>
+void launch(void (*kernel)(P...), int64_t blocks, dim3 block, Stream stream, const A&... arguments) {
+  launch_shared(kernel, blocks, block, 0, stream, arguments...);
+}
+#endif
+
+}  // namespace rnnfast::cuda_runtime

@@ -1,0 +1,500 @@
+"""The CUDA kernels on the CPU: the same sources, run by csrc/cuda/emulate.h, against the float64 reference.
+
+Needs the package built with RNNFAST_CUDA=emulate; NumPy arrays (and PyTorch's CPU tensors, which have bfloat16) stand in for
+the device's. What this cannot show is told by its nature: speed, and what only a GPU's memory and scheduler do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import rnnfast
+from reference_cases import Case, cases, make, map_arrays, normwise_error, options, poison_padding, results, valid_mask
+from rnnfast import _device, functional, reference
+from test_kernels import CELLS, DTYPES, PARAMETERS, assert_same, case_of, check, truth_of, variants
+
+_cuda: Any = import_module("rnnfast._cuda") if find_spec("rnnfast._cuda") else None
+
+pytestmark = pytest.mark.skipif(
+    _cuda is None or not _cuda.emulated, reason="rnnfast._cuda is not built with RNNFAST_CUDA=emulate"
+)
+
+
+@pytest.fixture(autouse=True)
+def emulate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(_device, "emulate", True)
+    functional.stack.cache_clear()
+    yield
+    functional.stack.cache_clear()
+    if _cuda is not None:
+        _cuda.run_backwards(False)
+        _cuda.set_path("")
+
+
+def run(case: Case, arrays: Any = None, **options: Any) -> dict[str, Any]:
+    return results(functional, case, make(case) if arrays is None else arrays, **options)
+
+
+# ---- every cell, dtype and option ----------------------------------------------------------------------------------
+
+
+# (dtype, path): float32 has persistent kernels, everything else a launch for each step.
+PATHS = [("float64", ""), ("float32", ""), ("float32", "generic")]
+
+
+@pytest.mark.parametrize(("dtype", "path"), PATHS)
+@pytest.mark.parametrize("case", variants())
+def test_options(case: Case, dtype: str, path: str) -> None:
+    _cuda.set_path(path)
+    case = replace(case, dtype=dtype)
+    check(case, run(case))
+
+
+def plan_of(case: Case) -> str:
+    arrays = make(case)
+    *_, ctx = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
+    return ctx.plan
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_paths(cell: str) -> None:
+    plan = plan_of(case_of(cell, dtype="float32"))
+    assert plan.count("all steps in one launch") == 2
+    assert "with 4 sequences" in plan_of(case_of(cell, T=1, B=133, dtype="float32"))
+    assert plan_of(case_of(cell, H=600, T=1, dtype="float32")).count("a launch for each step") == 2
+    assert plan_of(case_of(cell, dtype="float64")).count("a launch for each step") == 2
+    _cuda.set_path("generic")
+    assert plan_of(case_of(cell, dtype="float32")).count("a launch for each step") == 2
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"T": 3, "B": 141, "H": 9, "lengths": True, "reset": 0.2, "reset_state": "rows"},  # four sequences in a block
+        {"T": 3, "B": 2, "H": 140, "lengths": True},  # for the LSTM, more in registers and fewer threads
+        {"T": 2, "B": 135, "H": 67},
+        {"T": 7, "B": 3, "H": 97, "lengths": (0, 7, 2), "reset": 0.3},
+        {"T": 2, "B": 1, "H": 311},  # for the vanilla RNN a persistent kernel still
+    ],
+)
+def test_sizes_of_persistent_kernels(cell: str, sizes: dict[str, Any]) -> None:
+    case = case_of(cell, **sizes, bidirectional=True, dtype="float32", hx=True)
+    check(case, run(case))
+
+
+@pytest.mark.parametrize(("dtype", "path"), PATHS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_chunks_of_steps(cell: str, dtype: str, path: str) -> None:
+    """In inference the input products of some steps only are there at once: the loop goes on from the states in memory."""
+    _cuda.set_path(path)
+    case = case_of(cell, T=23, B=5, H=9, bidirectional=True, lengths=True, reset=0.1, dtype=dtype)
+    arrays = make(case)
+    found, whole = run(case, arrays, backward=False), run(case, arrays)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, whole[name], err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", variants("everything", "batch_first", "reset_to_rows"))
+def test_no_barrier_is_missing(case: Case, dtype: str) -> None:
+    """The same bits when the threads and blocks of every launch run in the opposite order."""
+    case = replace(case, dtype=dtype)
+    found = run(case)
+    _cuda.run_backwards(True)
+    assert_same(run(case), found)
+
+
+@pytest.mark.parametrize("case", [p for p in variants() if p.values[0].lengths])
+def test_padding_is_not_read(case: Case) -> None:
+    arrays = make(case)
+    poisoned = poison_padding(case, arrays)
+    if not valid_mask(case, arrays).all():
+        assert np.isnan(poisoned.x).any()
+    assert_same(run(case, poisoned), run(case, arrays))
+
+
+# Odd sizes, and some beyond one tile of 16 (a step's) and of 64 (a large product's), each way.
+SIZES = [(1, 1, 1, 1), (3, 17, 5, 33), (7, 1, 65, 16), (2, 33, 16, 15), (31, 3, 1, 17), (5, 70, 3, 2), (2, 2, 130, 48)]
+
+
+@pytest.mark.parametrize(("T", "B", "I", "H"), SIZES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_odd_sizes(cell: str, T: int, B: int, I: int, H: int) -> None:  # noqa: E741
+    number = T + B + I + H
+    case = case_of(cell, T=T, B=B, I=I, H=H, dtype=DTYPES[number % 2], seed=number, lengths=B > 2)
+    case = replace(case, bidirectional=number % 3 == 0, proj=(H + 1) // 2 if case.has_c and H > 1 else 0)
+    check(case, run(case), grad_floor=0.1, slack=2 if H == 1 else 1)
+
+
+@pytest.mark.parametrize(("T", "B"), [(3, 0), (0, 3), (0, 0)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_empty(cell: str, T: int, B: int) -> None:
+    case = case_of(cell, T=T, B=B, num_layers=2, bidirectional=True, lengths=True, reset=0.3, reset_state="rows")
+    check(case, run(case))
+
+
+@given(cases(cells=CELLS, dtypes=DTYPES, max_work=30_000, max_steps=17))
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+def test_random_configurations(case: Case) -> None:
+    if case.weight_scale > 1:  # the error of a chaotic network grows with every step
+        case = replace(case, T=min(case.T, 4))
+    case = replace(case, parameters=PARAMETERS[case.cell])
+    arrays = make(case)
+    check(case, run(case, poison_padding(case, arrays) if case.lengths else arrays), grad_floor=1.0, slack=4)
+
+
+# ---- float16 and bfloat16 ------------------------------------------------------------------------------------------
+
+
+def in_torch(dtype: str) -> Any:
+    torch = pytest.importorskip("torch")
+    return lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(getattr(torch, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", variants("plain", "layers", "ragged", "reset_to_rows", "everything"))
+def test_half_precision(case: Case, dtype: str) -> None:
+    """Against the float64 truth of the very numbers that were rounded; what is stored is rounded at every step."""
+    case = replace(case, H=min(case.H, 19))
+    rounded = make(case).map(in_torch(dtype))
+    truth = results(reference, case, rounded.map(lambda a: a.double().numpy()))
+    found = run(case, rounded)
+    assert found.keys() == truth.keys()
+    epsilon = 2.0**-11 if dtype == "float16" else 2.0**-8
+    for name, value in found.items():
+        assert str(value.dtype) == f"torch.{dtype}"
+        error = normwise_error(value.double().numpy(), truth[name], 0.1)
+        assert error <= 12 * epsilon, f"{name}: {error / epsilon:.1f} epsilon"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounding(dtype: str) -> None:
+    """A network that only copies shows the conversions: every value there is comes back as it was."""
+    torch = pytest.importorskip("torch")
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(getattr(torch, dtype))
+    h0 = values.reshape(1, 256, 256)
+    x = torch.zeros(0, 256, 1, dtype=h0.dtype)
+    weights = [torch.zeros(256, 1, dtype=h0.dtype), torch.zeros(256, 256, dtype=h0.dtype)]
+    _, hn, _ = functional.rnn(x, h0, weights, training=False)
+    same = hn.reshape(-1).view(torch.int16) == values.view(torch.int16)
+    assert (same | values.isnan()).all()
+    assert hn.reshape(-1)[values.isnan()].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounding_of_products(dtype: str) -> None:
+    """One step without a past is relu(x w), exact in float32: what is stored is that to the nearest, ties to even."""
+    torch = pytest.importorskip("torch")
+    kind, rng = getattr(torch, dtype), torch.Generator().manual_seed(0)
+    few = torch.randint(0, 64, (500,), generator=rng) / 32  # short significands: many products are ties
+    scale = torch.exp2(torch.randint(-13, 9, (500,), generator=rng))
+    x = (few * scale).to(kind).reshape(1, 500, 1)
+    w = torch.cat([few[:150] * scale[:150], torch.randn(50, generator=rng)]).to(kind).reshape(200, 1)
+    output, _, _ = functional.rnn(x, None, [w, torch.zeros(200, 200, dtype=kind)], nonlinearity="relu", training=False)
+    exact = x.float() * w.float().T
+    expected = exact.clamp(min=0).to(kind)
+    assert torch.equal(output, expected)
+    assert (expected.isinf().any()) == (dtype == "float16")
+
+
+# ---- the call ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", variants("everything", "plain", "no_bias"))
+def test_evaluation_and_packed_weights(case: Case) -> None:
+    """Without training, chunks of steps and states in place give the same bits; packed weights are pinned."""
+    arrays = make(case)
+    plain = run(replace(case, dropout=0.0), arrays)
+    found = run(case, arrays, backward=False)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, plain[name], err_msg=name)
+    layers = {"num_layers": case.num_layers, "bidirectional": case.bidirectional}
+    packed = functional.pack(case.cell, arrays.weights, **layers, **dict(case.parameters))
+    for weight in arrays.weights:
+        weight[...] = np.nan
+    assert_same(run(case, replace(arrays, weights=packed), backward=False), found)
+
+
+@pytest.mark.parametrize("case", variants("everything", "plain"))
+def test_retain(case: Case) -> None:
+    arrays = make(case)
+    *_, ctx = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
+
+    def backward(retain: bool) -> list[Any]:
+        grads = {"grad_states": arrays.grad_states, "retain": retain, "record": True}
+        found = functional.backward(ctx, arrays.grad_output, arrays.grad_state, **grads)
+        return [found, ctx.grad_reset_state, ctx.grad_h]
+
+    first = backward(retain=True)
+    for again in (backward(retain=True), backward(retain=False)):
+        map_arrays_together(np.testing.assert_array_equal, first, again)
+    with pytest.raises(RuntimeError, match="used up"):
+        backward(retain=False)
+
+
+def map_arrays_together(check_pair: Any, a: Any, b: Any) -> None:
+    if isinstance(a, (tuple, list)):
+        for one, other in zip(a, b, strict=True):
+            map_arrays_together(check_pair, one, other)
+    elif a is not None:
+        check_pair(a, b)
+
+
+@pytest.mark.parametrize("case", variants("everything"))
+def test_missing_gradients_are_zero(case: Case) -> None:
+    arrays = make(case)
+    full = [arrays.grad_output, arrays.grad_state, arrays.grad_states]
+
+    def backward(grads: Any, **wanted: Any) -> Any:
+        *_, ctx = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
+        return functional.backward(ctx, grads[0], grads[1], grad_states=grads[2], **wanted)
+
+    for chosen in ((True, False, False), (False, True, False), (False, False, True), (False, False, False)):
+        with_none = backward([g if c else None for g, c in zip(full, chosen, strict=True)])
+        zeros = [g if c else map_arrays(np.zeros_like, g) for g, c in zip(full, chosen, strict=True)]
+        map_arrays_together(np.testing.assert_array_equal, with_none, backward(zeros))
+    complete = backward(full)
+    assert backward(full, need_grad_x=False)[0] is None
+    map_arrays_together(np.testing.assert_array_equal, complete[1:], backward(full, need_grad_x=False)[1:])
+    assert backward(full, need_grad_weights=False)[2] is None
+    map_arrays_together(np.testing.assert_array_equal, complete[:2], backward(full, need_grad_weights=False)[:2])
+
+
+@pytest.mark.parametrize("case", variants("everything"))
+def test_strides(case: Case) -> None:
+    """Sequences whose steps or rows lie apart, transposed weights, states in a larger array."""
+    arrays = make(case)
+
+    def spread(a: Any) -> Any:
+        large = np.full([2 * n for n in a.shape[:-1]] + [a.shape[-1] + 3], np.nan, a.dtype)
+        view = large[(*(slice(0, None, 2) for _ in a.shape[:-1]), slice(1, 1 + a.shape[-1]))]
+        view[...] = a
+        return view
+
+    weights = [np.asfortranarray(w) if w.ndim == 2 else spread(w[None])[0] for w in arrays.weights]
+    reset = np.repeat(np.repeat(arrays.reset, 2, 0), 3, 1)[::2, ::3]
+    assert_same(run(case, replace(arrays.map(spread), weights=weights, reset=reset)), run(case, arrays))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_lengths_on_the_device_are_clamped(cell: str) -> None:
+    """On the device no value can be refused without waiting for it."""
+    torch = pytest.importorskip("torch")
+    case = case_of(cell, T=4, B=4, lengths=(4, 0, 2, 4))
+    arrays = make(case).map(torch.from_numpy)
+    expected = run(case, arrays)
+    found = run(case, replace(arrays, lengths=torch.tensor([9, -3, 2, 4], dtype=torch.int32)))
+    assert_same(found, expected)
+    with pytest.raises(ValueError, match="lengths: expected values within"):
+        run(case, replace(arrays, lengths=np.array([9, 0, 2, 4])))
+
+
+def test_many_steps() -> None:
+    """T beyond 65,535, where a grid's other dimensions end; the CPU engine, itself held against the reference, is the truth."""
+    cell = "lstm"
+    case = case_of(cell, T=70_000, B=1, I=1, H=2, hx=False, return_states=False)
+    arrays = make(case)
+    options = {"training": True}
+    output, state, ctx = functional.forward(cell, arrays.x, None, arrays.weights, **options)
+    grads = functional.backward(ctx, arrays.grad_output, arrays.grad_state)
+    _device.emulate = False
+    functional.stack.cache_clear()
+    expected, expected_state, ctx = functional.forward(cell, arrays.x, None, arrays.weights, **options)
+    expected_grads = functional.backward(ctx, arrays.grad_output, arrays.grad_state)
+    for found, wanted in ((output, expected), (state, expected_state), (grads, expected_grads)):
+        map_arrays_together(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, wanted)
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+
+def test_errors() -> None:
+    case = case_of("lstm", T=3, B=2)
+    arrays = make(case)
+
+    def forward(**changes: Any) -> Any:
+        given = {"x": arrays.x, "hx": arrays.hx, "weights": arrays.weights} | changes
+        return functional.forward("lstm", given.pop("x"), given.pop("hx"), given.pop("weights"), **given)
+
+    for error, match, changes in (
+        (TypeError, "x: expected dtype float64", {"x": arrays.x.astype("float32")}),
+        (ValueError, "x: expected I=4", {"x": arrays.x[..., :2]}),
+        (ValueError, r"hx: expected shape \[1, 2, 5\]", {"hx": (arrays.hx[0], arrays.hx[1][:, :1])}),
+        (ValueError, r"lengths: expected shape \[2\]", {"lengths": [1, 2, 3]}),
+        (TypeError, "lengths: expected integers", {"lengths": [1.0, 2.0]}),
+        (ValueError, "dropout: expected a probability", {"dropout": 1.5}),
+        (ValueError, "lean", {"lean": True}),
+        (ValueError, "weight_hh_l0", {"weights": [arrays.weights[0], arrays.weights[1][:, :2], *arrays.weights[2:]]}),
+    ):
+        with pytest.raises(error, match=match):
+            forward(**changes)
+
+
+def test_other_engines_arrays_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Device weights with a host x, and the other way round."""
+    torch = pytest.importorskip("torch")
+    arrays = make(case_of("gru"))
+    tensors = [torch.from_numpy(w) for w in arrays.weights]
+    with pytest.raises(
+        TypeError, match="expected a torch.Tensor on a CUDA device, as the weights are, got numpy.ndarray"
+    ):
+        functional.gru(arrays.x, None, tensors)
+    monkeypatch.setattr(_device, "emulate", False)
+    with pytest.raises(TypeError, match="weight_ih_l0: expected a numpy.ndarray or an array on a CUDA device"):
+        functional.gru(arrays.x, None, tensors)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_dropout_masks_are_the_reference(seed: int, call: int) -> None:
+    case = case_of("rnn_tanh", num_layers=3, dropout=0.5, H=9)
+    arrays = make(case)
+    chosen = options(case, arrays) | {"seed": seed, "call": call}
+    found = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **chosen)
+    expected = reference.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **chosen)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-12, atol=1e-12)
+
+
+def test_foreign_arrays_come_through_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for CuPy: what names device memory in either way is taken without a copy."""
+
+    class Array(np.ndarray):
+        __module__ = "cupy"
+        device = nullcontext()
+        __cuda_array_interface__ = property(lambda self: {})
+
+    def asarray(value: Any) -> Array:
+        return getattr(value, "array", value).view(Array)
+
+    stand_in = SimpleNamespace(asarray=asarray, from_dlpack=asarray, ascontiguousarray=asarray)
+    stand_in.empty = lambda shape, dtype: np.empty(shape, dtype).view(Array)
+    stand_in.cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=0))
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    monkeypatch.setattr(_device.Cupy, "address", lambda self, array: array.ctypes.data)
+    monkeypatch.setattr(_device.Cupy, "place", lambda self, array: 0)
+    case = case_of("lstm", T=3, B=2, lengths=(3, 1))
+    arrays = make(case)
+    expected = run(case, arrays)
+    foreign = (
+        lambda a: SimpleNamespace(array=a, __cuda_array_interface__={}),
+        lambda a: SimpleNamespace(array=a, __dlpack_device__=lambda: (2, 0)),
+    )
+    for wrap in foreign:
+        given = replace(arrays.map(wrap), weights=[asarray(w) for w in arrays.weights])
+        found = run(case, given)
+        assert all(type(value) is Array for value in found.values())
+        assert_same(found, expected)
+
+
+def test_truth_is_independent() -> None:
+    """The limits above can be missed: another cell's truth is far off."""
+    case = case_of("gru")
+    with pytest.raises(AssertionError):
+        check(replace(case, seed=1), run(case))
+    assert truth_of(case)
+
+
+# ---- modules -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_modules(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same layer on both devices: training, evaluation with packed weights, a stream, one sequence."""
+    rng = np.random.default_rng(1)
+    x, grad = rng.standard_normal((4, 2, 3)), rng.standard_normal((4, 2, 5))
+
+    def everything(device: str) -> list[Any]:
+        monkeypatch.setattr(_device, "emulate", device == "cuda")
+        layer = getattr(rnnfast, kind)(3, 5, 2, dtype="float64", device=device, seed=7)
+        head = rnnfast.Linear(5, 2, dtype="float64", device=device, seed=8)
+        assert layer.device == device
+        output, state = layer(x, lengths=[4, 2])
+        found = [output, state, head(output), layer.backward(grad)]
+        found += [p.grad for p in layer.parameters()]
+        assert ("GPU" in rnnfast.explain(layer, x)) == (device == "cuda")
+        layer.eval()
+        found += [layer(x), layer(x[:, 0], reset=[False, True, False, False])]
+        with layer.stream(2) as stream:
+            found += [stream.step(x[0]), stream.step(x[1], reset=[True, False]).copy()]
+            stream.reorder([1, 1])
+            found += [stream.fork().step(x[2]), stream.state]
+        return found
+
+    before = _cuda.launches()
+    found = everything("cuda")
+    assert _cuda.launches() > before
+    map_arrays_together(lambda a, b: np.testing.assert_allclose(a, b, 1e-12, 1e-12), found, everything("cpu"))
+
+
+def test_cells() -> None:
+    cell, x = rnnfast.LSTMCell(3, 4, dtype="float64", device="cuda", seed=1), np.ones((2, 3))
+    (h, c), context = cell(x)
+    grad_x, _ = cell.backward(context, (h, None))
+    assert grad_x.shape == x.shape
+    assert c.shape == h.shape == (2, 4)
+
+
+# ---- rnnfast.torch -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_torch_layers(seed: int) -> None:
+    """The modules beside torch.nn's, through autograd."""
+    pytest.importorskip("torch")
+    import torch_cases
+
+    setup = torch_cases.draw(seed)
+    theirs, ours = setup.pair()
+    arguments = torch_cases.requiring_grad((setup.x(), setup.state() if setup.hx else None))
+    before = _cuda.launches()
+    torch_cases.assert_close(torch_cases.run(ours, *arguments), torch_cases.run(theirs, *arguments))
+    assert _cuda.launches() > before
+
+
+def test_torch_options_and_second_backward() -> None:
+    torch = pytest.importorskip("torch")
+    import rnnfast.torch as rt
+
+    layer = rt.LSTM(3, 4, 2, dropout=0.5, dtype=torch.float64)
+    x, reset = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True), torch.rand(5, 2) < 0.3
+    output, _ = layer(x, lengths=torch.tensor([5, 3]), reset=reset)
+    first = torch.autograd.grad(output.sum(), [x, *layer.parameters()], retain_graph=True)
+    again = torch.autograd.grad(output.sum(), [x, *layer.parameters()])
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a, b)
+    layer.eval()
+    with torch.no_grad():
+        quiet, _ = layer(x)
+    _device.emulate = False
+    torch.testing.assert_close(quiet, layer(x)[0])
+
+
+def test_torch_half_precision() -> None:
+    torch = pytest.importorskip("torch")
+    import rnnfast.torch as rt
+
+    layer = rt.GRU(3, 4, dtype=torch.bfloat16)
+    x = torch.randn(5, 2, 3, dtype=torch.bfloat16, requires_grad=True)
+    output, _ = layer(x)
+    output.float().sum().backward()
+    assert output.dtype == x.grad.dtype == layer.weight_hh_l0.grad.dtype == torch.bfloat16
+    expected, _ = rt.revert(layer)(x)
+    torch.testing.assert_close(output, expected, rtol=2e-2, atol=2e-2)
