@@ -1,24 +1,12 @@
 // Dropout between layers. The mask is a function of (seed, call, layer, t, b, unit) and is made where it is needed, in the
-// forward and again in the backward pass: Philox4x32-10 (Salmon et al. 2011), four units a call. It selects, it does not
+// forward and again in the backward pass: Philox, four units a call. It selects, it does not
 // multiply: what was dropped leaves no NaN.
 #pragma once
 
+#include "core/philox.h"
 #include "cpu/rows.h"
 
 RNNFAST_BEGIN
-
-struct Philox {
-  uint32_t word[4];
-
-  Philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) : word{c0, c1, c2, c3} {
-    for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-      const uint64_t low = uint64_t(0xD2511F53u) * word[0], high = uint64_t(0xCD9E8D57u) * word[2];
-      const uint32_t next[4] = {uint32_t(high >> 32) ^ word[1] ^ k0, uint32_t(high), uint32_t(low >> 32) ^ word[3] ^ k1,
-                                uint32_t(low)};
-      for (int i = 0; i < 4; ++i) word[i] = next[i];
-    }
-  }
-};
 
 // target[j] = keep_j ? source[j] * scale : 0 for the `width` features of (t, b); source and target may be the same row.
 template <class T>
