@@ -340,6 +340,13 @@ def test_single_rows_are_bound_by_reading_the_weights() -> None:
     row = TINY.with_(T=100, B=1, I=512, H=512)  # 4 MB of recurrent weights: 2 MB for each thread, in L3
     assert floor.floor_seconds(row, 100, MACHINE) == pytest.approx(100 * 4 * 512 * 512 * 4 / 50e9)
     assert floor.floor_seconds(row.with_(mode="train"), 100, MACHINE) == pytest.approx(200 * 4 * 512 * 512 * 4 / 50e9)
+    meeting = floor.Machine(2, {"float32": 200.0}, LEVELS, barrier=1e-6)
+    assert floor.floor_seconds(row, 100, meeting) == pytest.approx(100 * (4 * 512 * 512 * 4 / 50e9 + 1e-6))
+    for more in ({"B": 2}, {"bidirectional": True}, {"layers": 2}):  # as many independent parts as threads
+        several = row.with_(**more)
+        assert floor.floor_seconds(several, 100, meeting) == floor.floor_seconds(several, 100, MACHINE)
+    tiny = row.with_(I=8, H=8)  # one thread is faster than two that meet
+    assert floor.floor_seconds(tiny, 100, meeting) == pytest.approx(useful_flops(tiny, 100) / 100e9)
     small = TINY.with_(T=100, B=1)
     assert floor.floor_seconds(small, 100, MACHINE) == pytest.approx(useful_flops(small, 100) / 200e9)
     assert floor.floor_seconds(row.with_(dtype="bfloat16"), 100, MACHINE) is None

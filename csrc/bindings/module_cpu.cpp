@@ -95,6 +95,14 @@ PYBIND11_MODULE(_core, m) {
       py::arg("n"));
   m.def("set_split", &set_split, py::arg("split"), "Force how calls are shared between threads; '' is the cost model.");
   m.def(
+      "barrier_time",
+      [](int threads) {
+        if (threads < 1) throw py::value_error("threads: expected >= 1, got " + std::to_string(threads));
+        const py::gil_scoped_release release;
+        return barrier_time(threads);
+      },
+      py::arg("threads"), "Seconds in which threads that have nothing else to do meet.");
+  m.def(
       "fma_peak",
       [](int threads, double seconds, const std::string& dtype) {
         if (threads < 1) throw py::value_error("threads: expected >= 1, got " + std::to_string(threads));

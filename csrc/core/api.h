@@ -109,7 +109,8 @@ void choose_split();                       // reads RNNFAST_SPLIT; std::invalid_
 std::string isa();                         // in use
 std::vector<std::string> possible_isas();  // compiled, and this CPU and operating system can run them; best first
 std::vector<std::string> compiled_isas();
-void choose_isa();  // reads RNNFAST_ISA; std::runtime_error when it names none of these
+void choose_isa();                 // reads RNNFAST_ISA; std::runtime_error when it names none of these
+double barrier_time(int threads);  // seconds, the best of a few thousand in a row
 double fma_peak(int threads, double seconds, Dtype dtype);  // GFLOP/s
 
 }  // namespace rnnfast

@@ -144,6 +144,7 @@ struct Engine {
   void (*forward)(int cell, const Network<T>&);
   void (*backward)(int cell, const Network<T>&);
   void (*pack)(int cell, const Network<T>&);
+  double (*barrier_seconds)(int64_t barriers, int threads);
   double (*fma_seconds)(int64_t iterations, int threads);  // rounds of 24 * lanes operations on each thread
 };
 

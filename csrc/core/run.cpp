@@ -380,9 +380,9 @@ class BackwardBuilder {
       }
       for (int64_t s = 0; s < plan_.slices; ++s)
         item(builder.items()[i * plan_.slices + s], layer, d, i, z, packed, work);
-      Carver slices(sums_[d]);
       for (int64_t s = 0; s < plan_.slices; ++s)
-        grad_weights_.push_back(s == 0 ? weight_gradients(i) : slice_gradients(i, slices));
+        grad_weights_.push_back(s == 0 ? weight_gradients(i)
+                                       : slice_gradients(i, z, part(sums_[d], (s - 1) * sums_size_)));
     }
     if (plan_.segment) builder.set_forward_weights(forward_weights);
   }
@@ -401,13 +401,12 @@ class BackwardBuilder {
 
   // Sums of the slices after the first: as much as the largest layer needs, for each direction.
   void sums(Carver& work) {
-    size_t most = 0;
-    for (int64_t i = 0; i < config_.states() && !args_.grad_weights.empty(); ++i) {
-      Carver count;
-      for (int64_t s = 1; s < plan_.slices; ++s) slice_gradients(i, count);
-      most = std::max(most, count.used());
+    sums_size_ = 0;
+    for (int64_t layer = 0; layer < config_.num_layers && !args_.grad_weights.empty(); ++layer) {
+      const Sizes z(config_, layer, engine<T>().lanes);
+      sums_size_ = std::max(sums_size_, round_up(z.G * z.H * (z.I + z.P + 2) + (z.projected ? z.P * z.H : 0), 64));
     }
-    for (int64_t d = 0; d < config_.num_directions; ++d) sums_[d] = work.take<uint8_t>(most);
+    for (int64_t d = 0; d < config_.num_directions; ++d) sums_[d] = work.take<T>(sums_size_ * (plan_.slices - 1));
   }
 
   void turns(Carver& work) {
@@ -460,10 +459,15 @@ class BackwardBuilder {
     return {p(g.w_ih), p(g.w_hh), p(g.b_ih), p(g.b_hh), p(g.w_hr)};
   }
 
-  WeightGradients<T> slice_gradients(int64_t i, Carver& sums) const {
+  // Null in the counting pass.
+  static T* part(T* memory, int64_t offset) { return memory ? memory + offset : nullptr; }
+
+  // The same arrays as the caller's, one after the other in `sums`.
+  WeightGradients<T> slice_gradients(int64_t i, const Sizes& z, T* sums) const {
     WeightGradients<T> g = weight_gradients(i);
-    const Sizes z(config_, i / config_.num_directions, engine<T>().lanes);
-    const auto replace = [&](T*& values, int64_t n) { values = values ? sums.take<T>(n) : nullptr; };
+    const auto replace = [&](T*& values, int64_t n) {
+      if (values) values = sums, sums = part(sums, n);
+    };
     replace(g.w_ih, z.G * z.H * z.I), replace(g.w_hh, z.G * z.H * z.P);
     replace(g.b_ih, z.G * z.H), replace(g.b_hh, z.G * z.H), replace(g.w_hr, z.P * z.H);
     return g;
@@ -476,7 +480,8 @@ class BackwardBuilder {
   std::vector<PackJob<T>> jobs_;
   std::vector<WeightGradients<T>> grad_weights_;
   std::vector<Sequence<T>> grad_input_;
-  uint8_t* sums_[2] = {};  // of each direction
+  T* sums_[2] = {};  // of each direction, [slices - 1][sums_size_]
+  int64_t sums_size_ = 0;
   int32_t* turns_ = nullptr;
 };
 

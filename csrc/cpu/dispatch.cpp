@@ -181,6 +181,14 @@ void set_num_threads(int n) {
   requested = n;
 }
 
+double barrier_time(int threads) {
+  constexpr int kTries = 9;
+  constexpr int64_t kBarriers = 4000;
+  double best = engine<float>().barrier_seconds(kBarriers, threads);
+  for (int n = 1; n < kTries; ++n) best = std::min(best, engine<float>().barrier_seconds(kBarriers, threads));
+  return best / kBarriers;
+}
+
 double fma_peak(int threads, double seconds, Dtype dtype) {
   const auto run = [&](int64_t n) {
     return dtype == Dtype::kFloat32 ? engine<float>().fma_seconds(n, threads)

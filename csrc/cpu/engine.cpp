@@ -187,6 +187,21 @@ void fma_chains(int64_t iterations, Real* sink) {
   chain[0].store(sink);
 }
 
+// Seconds for so many barriers of `threads` threads that have nothing to do between them.
+double barrier_seconds(int64_t barriers, int threads) {
+  Barrier barrier;
+  double longest = 0;
+#pragma omp parallel num_threads(threads) reduction(max : longest)
+  {
+    Waiting waiting{now_ns(), 0, INT64_MAX};
+    const int32_t members = omp_get_num_threads();
+    const double start = omp_get_wtime();
+    for (int64_t n = 0; n < barriers && members > 1; ++n) barrier.wait(members, omp_get_thread_num(), waiting, false);
+    longest = omp_get_wtime() - start;
+  }
+  return longest;
+}
+
 // Seconds for `iterations` rounds of 12 * lanes * 2 operations on each of `threads` threads.
 double fma_seconds(int64_t iterations, int threads) {
   double longest = 0;
@@ -213,6 +228,7 @@ const Engine<Real> RNNFAST_JOIN(engine, RNNFAST_REAL) = {
     [](int cell, const Network<Real>& net) { kEntries[cell][0](net); },
     [](int cell, const Network<Real>& net) { kEntries[cell][1](net); },
     [](int cell, const Network<Real>& net) { kEntries[cell][2](net); },
+    barrier_seconds,
     fma_seconds,
 };
 

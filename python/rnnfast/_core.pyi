@@ -128,6 +128,9 @@ def set_split(split: str) -> None:
 def digest(arrays: Sequence[Any]) -> int | None:
     """A number that changes when a byte of the arrays does; None where one is not contiguous."""
 
+def barrier_time(threads: int) -> float:
+    """Seconds in which threads that have nothing else to do meet."""
+
 def fma_peak(threads: int, seconds: float = 0.2, dtype: str = "float32") -> float:
     """GFLOP/s of fused multiply-adds."""
 

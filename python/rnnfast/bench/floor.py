@@ -1,5 +1,6 @@
 """The time that no program can beat on this machine: useful flops over the FMA peak, or the bytes that every step must
-read again over the bandwidth of the cache that can hold them, whichever takes longer.
+read again over the bandwidth of the cache that can hold them, whichever takes longer; and a barrier a step, where there
+are fewer sequences, directions and layers than threads, unless one thread alone is faster.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Machine:
     threads: int
     peak_gflops: dict[str, float]
     levels: Sequence[Level]
+    barrier: float = 0.0  # seconds
 
 
 def floor_seconds(row: Row, row_steps: int, machine: Machine) -> float | None:
@@ -36,14 +38,23 @@ def floor_seconds(row: Row, row_steps: int, machine: Machine) -> float | None:
     peak = machine.peak_gflops.get(row.dtype)
     if not peak:
         return None
-    return max(useful_flops(row, row_steps) / (peak * 1e9), _reading_seconds(row, machine))
+    computing = useful_flops(row, row_steps) / (peak * 1e9)
+    together = max(computing, _reading_seconds(row, machine, machine.threads))
+    if row.B * row.directions * row.layers >= machine.threads:
+        return together
+    alone = max(computing * machine.threads, _reading_seconds(row, machine, 1))
+    return min(alone, together + row.T * _passes(row) * machine.barrier)
 
 
-def _reading_seconds(row: Row, machine: Machine) -> float:
+def _passes(row: Row) -> int:
+    return 2 if row.mode == "train" else 1
+
+
+def _reading_seconds(row: Row, machine: Machine, threads: int) -> float:
     """Weights split over the threads, read at each step in each pass (training has two: forward and backward)."""
     total = recurrent_weights(row) * ITEM_SIZES[row.dtype]
-    share = total / machine.threads
+    share = total / threads
     if share <= _RESIDENT_BYTES or not machine.levels:
         return 0.0
     level = next((level for level in machine.levels if share <= level.bytes_per_thread), machine.levels[-1])
-    return row.T * total * (2 if row.mode == "train" else 1) / level.bandwidth
+    return row.T * total * _passes(row) / (level.bandwidth * threads / machine.threads)

@@ -118,7 +118,9 @@ class Session:
             gemms[dtype] = self._truth.ask("probe", what="gemm", dtype=dtype)["value"]
             second = self._probe_own("fma", seconds=_PEAK_SECONDS, dtype=dtype)
             peaks[dtype] = max(first or 0.0, second or 0.0) or gemms[dtype]
-        self.measurements = Measurements(Machine(self.threads, peaks, self._read_levels()), isa, gemms)
+        self.measurements = Measurements(
+            Machine(self.threads, peaks, self._read_levels(), self._probe_own("barrier") or 0.0), isa, gemms
+        )
         return self.measurements
 
     def provenance(self) -> dict[str, Any]:
@@ -128,6 +130,7 @@ class Session:
             "load_average": self._load_average,
             "peak_gflops": machine.peak_gflops,
             "gemm_gflops": self.measurements.gemm_gflops,
+            "barrier_us": machine.barrier * 1e6,
             "read_gbs": {level.name: level.bandwidth / 1e9 for level in machine.levels},
         }
 
@@ -156,7 +159,8 @@ class Session:
         peak = self.measurements.machine.peak_gflops.get(row.dtype)
         for name, samples in seconds.items():
             version = str(self.contenders[name].version)
-            outcome.records.append(make_record(row, name, version, samples, errors[name], peak))
+            record = make_record(row, name, version, samples, errors[name], peak)
+            outcome.records.append(record | {"floor_s": outcome.floor})
         return outcome
 
     def _prepare(self, name: str, outcome: Outcome) -> float | None:

@@ -21,7 +21,7 @@ def reason(x: Tensor, weight: Tensor) -> str | None:
         return _cuda_reason(x, weight)
     if not (x.is_cpu or x.is_meta):
         return f"there is no kernel for the device {x.device.type!r}"
-    if weight.dtype not in (CUDA_DTYPES if _device.owns(weight) else DTYPES):
+    if weight.dtype not in (CUDA_DTYPES if kernels.on_device(weight) else DTYPES):
         return f"there is no kernel for {weight.dtype} on the CPU"
     if x.layout is not torch.strided or weight.layout is not torch.strided:
         return f"there is no kernel for the layout {x.layout if x.layout is not torch.strided else weight.layout}"

@@ -20,6 +20,11 @@ DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 CUDA_DTYPES = {**DTYPES, torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
+def on_device(tensor: Tensor) -> bool:
+    """Whether rnnfast._cuda serves it. (Asked at every call, and traced by compilers: no more than this.)"""
+    return tensor.is_cuda or _device.emulate
+
+
 class Options(NamedTuple):
     """What of a call is not a tensor."""
 
@@ -73,7 +78,7 @@ def array(tensor: Tensor | None) -> Any:
         return None
     if tensor.requires_grad:
         tensor = tensor.detach()
-    if _device.owns(tensor):
+    if on_device(tensor):
         return tensor.resolve_neg()
     return tensor.resolve_neg().numpy() if tensor.is_neg() else tensor.numpy()
 
@@ -93,7 +98,7 @@ def stack(options: Options, weights: Sequence[Tensor]) -> Any:
         options.num_layers,
         directions,
         each >= 4,
-        on_device=_device.owns(weights[0]),
+        on_device=on_device(weights[0]),
     )
 
 
@@ -148,9 +153,7 @@ class WeightCache:
 
     def get(self, options: Options, weights: list[Tensor]) -> Ready:
         ready = self._arrays(options, weights)
-        digest = (
-            None if _device.owns(weights[0]) else functional.digest(ready.arrays)
-        )  # a device's are taken as they are
+        digest = None if on_device(weights[0]) else functional.digest(ready.arrays)  # a device's are taken as they are
         if digest is None:
             return ready
         last = self._last

@@ -35,14 +35,16 @@ def version() -> str:
 
 
 def probe(what: str, threads: int, **arguments: Any) -> Any:
-    """The engine's own measurements: "fma" in GFLOP/s, and the name of the ISA in use."""
+    """The engine's own measurements: "fma" in GFLOP/s, "barrier" in seconds, and the name of the ISA in use."""
     from rnnfast import _core
 
     if what == "fma":
         return _core.fma_peak(threads, arguments["seconds"], arguments["dtype"])
+    if what == "barrier":
+        return _core.barrier_time(threads)
     if what == "isa":
         return _core.isa()
-    raise ValueError(f"what: expected 'fma' or 'isa', got {what!r}")
+    raise ValueError(f"what: expected 'fma', 'barrier' or 'isa', got {what!r}")
 
 
 def prepare(row: Row, arrays: Arrays, setup: Setup) -> Job:
