@@ -92,9 +92,9 @@ def test_repeating_the_day_on_etth1(script):
 
 MALFORMED = {
     "empty": ("", "expected a header and rows of numbers, got 0 rows"),
-    "header": ("date,a\n", "got 1 rows"),
+    "header": ("date,a\n", "expected a header and rows of numbers, got 1 row"),
     "short": ("date,a\n" + "x,1\nx,2\n" * 10, "expected more rows for a context of 12"),
-    "ragged": ("date,a\nx,1\nx,2,3\n", "row 3: expected 2 columns as in the header, got 3"),
+    "ragged": ("date,a\nx,1\nx,2,3\n", "row 3: expected 2 columns as in row 1, got 3"),
     "words": ("date,a\nx,1\nx,many\n", "row 3, 'a': expected a finite number, got 'many'"),
     "nan": ("date,a\nx,1\nx,nan\n", "row 3, 'a': expected a finite number, got 'nan'"),
     "dates": ("date\nx\ny\n", "expected columns of numbers, got only 'date'"),

@@ -128,7 +128,9 @@ def test_malformed_sounds(script, trained, tmp_path):
     assert "expected 16 bits a sample, got 32" in refused(script, *listen, tmp_path / "wide.wav")
     write_wave(tmp_path / "short.wav", samples[:100])
     assert "expected at least 128 samples, got 50" in refused(script, *listen, tmp_path / "short.wav")
-    assert "expected a folder with 10 or more WAV files" in refused(script, "--data", tmp_path / "nowhere")
+    assert "expected a folder, got nothing of that name" in refused(script, "--data", tmp_path / "nowhere")
+    assert "expected a folder, got a file" in refused(script, "--data", tmp_path / "text.wav")
+    assert "expected files named LABEL_anything.wav, got fast.wav" in refused(script, "--data", tmp_path)
     for i in range(12):
         write_wave(tmp_path / f"{i % 2}_{i}.wav", samples[:4000], rate=8000 + i)
     for file in ("text", "fast", "wide", "short"):

@@ -260,7 +260,7 @@ def test_a_limit_that_leaves_too_little_is_named(script, text):
 def test_outputs_are_checked_first(script, text, tmp_path):
     nowhere = tmp_path / "none" / "file"
     assert "expected an existing folder" in refused(script, text, "--save", nowhere)
-    assert "expected an existing folder" in refused(script, text, "--plot", nowhere)
+    assert "expected an existing folder" in refused(script, text, "--plot", nowhere.with_suffix(".png"))
     assert "--resume needs --save" in refused(script, text, "--resume")
     assert "FILE and --data name the same thing" in refused(script, text, "--data", text)
     assert "device" in refused(script, text, "--device", "abacus")
