@@ -6,8 +6,8 @@ Everything else is harness.py's.
 from __future__ import annotations
 
 import os
-import pickle
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ def write_whole(path: Path, content: Any) -> None:
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.part")
     try:
         with temporary.open("xb") as file:  # with the permissions of any new file
+            if path.exists():
+                shutil.copymode(path, temporary)
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
@@ -93,5 +95,7 @@ def load(path: Path) -> Any:
     """Tensors and plain values alone: no code of a stranger's file is run."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # their texts speak of torch.load's options
+    except OSError:
+        raise
+    except Exception as error:  # whatever comes of reading a stranger's bytes; the texts speak of torch.load's options
         raise ValueError("expected a file that this script saved, got a truncated or foreign one") from error

@@ -154,7 +154,9 @@ def read_wave(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
             content = sound.readframes(sound.getnframes())
             channels, rate = sound.getnchannels(), sound.getframerate()
     except (wave.Error, EOFError) as error:
-        raise Failure(f"{name}: expected a WAV file (PCM), got: {str(error) or 'an empty file, or a part'}") from error
+        raise Failure(
+            f"{name}: expected a WAV file (PCM), got: {str(error) or 'an empty or truncated file'}"
+        ) from error
     samples = np.frombuffer(content[: len(content) // (2 * channels) * 2 * channels], "<i2").reshape(-1, channels)
     if len(samples) < HOP:
         raise Failure(f"{name}: expected at least {HOP} samples, got {len(samples)}")
