@@ -110,6 +110,15 @@ def encode(texts: list[str], symbols: str, length: int) -> torch.Tensor:
     return torch.tensor(codes).T
 
 
+def check_question(run: Run, question: str) -> None:
+    """Refuse what the model cannot read."""
+    longest, symbols = run.info["question"], run.info["symbols"]
+    if not 0 < len(question) <= longest:
+        raise Failure(f"--ask: expected 1 to {longest} characters, as the questions have, got {question!r}")
+    if unknown := "".join(sorted(set(question) - set(symbols))):
+        raise Failure(f"--ask {question}: expected characters among {symbols.strip()!r}, got {unknown!r}")
+
+
 # The model -----------------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +220,7 @@ def describe(run: Run, data: Questions) -> str:
     settings, size = run.settings, harness_torch.count_parameters(run.model)
     return (
         f"{data.name}: {len(data.train):,} + {len(data.valid):,} + {len(data.test):,} questions to train, validate and test"
-        f"\n{run.model.reader}, {size:,} parameters, {settings.steps:,} steps "
+        f"\n{run.model.reader}, {size:,} parameters, {harness.counted(settings.steps, 'steps')} "
         f"({settings.steps * settings.batch / len(data.train):.1f} times the questions)"
     )
 
@@ -229,6 +238,7 @@ def plot_answer(run: Run, question: str, path: Path) -> None:
     figure = harness.new_figure(10.0, 4.5)
     left, right = figure.subplots(1, 2)
     left.imshow(likely(run, [question])[:, 0].T, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    left.set_xticks(range(run.info["answer"]), range(1, run.info["answer"] + 1))
     left.set_yticks(range(len(run.info["symbols"])), run.info["symbols"].replace(" ", "␣"))
     left.set(xlabel="place in the answer", title=f"{question} → {answers(run, [question])[0]}")
     harness.draw_curve(right, run, Answering.unit)
@@ -261,6 +271,8 @@ def main(**options: Any) -> None:
     harness.check_outputs(options)
     console = harness.make_console()
     run, data = harness.begin(SCRIPT, options)
+    for question in options["asked"]:
+        check_question(run, question)
     if data is None:
         console.print(f"{options['path']}: trained already", markup=False)
         run.model.eval()

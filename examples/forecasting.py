@@ -4,11 +4,11 @@
     python forecasting.py --forecast gaussian --plot sunspots.png
     python forecasting.py --data ETTh1.csv --split 8640,2880,2880 --forecast point --plot ett.png
 
-A table (CSV: a header; a column of dates, if there is one, comes first; numbers) is split in order into training,
-validation and test rows and scaled by the training part's means and deviations. The network reads `context` rows and
-says, at once, of every series and each of the next `horizon` rows: a value (point), some quantiles, or a mean and a
-deviation (gaussian). Two forecasts that cost nothing are printed beside it: the last value
-repeated, and the last season (day, solar cycle) repeated. A forecast that does not beat them is worth nothing.
+A table (CSV: a header, if there is one; a column of dates, if there is one, comes first; numbers) is split in order into
+training, validation and test rows and scaled by the training part's means and deviations. The network reads `context`
+rows and says, at once, of every series and each of the next `horizon` rows: a value (point), some quantiles, or a mean
+and a deviation (gaussian). Two forecasts that cost nothing are printed beside it: the last value repeated, and the last
+season (day, solar cycle) repeated. A forecast that does not beat them is worth nothing.
 
 Sizes in comments: N rows, S series, C context, F horizon, B windows of a batch, K numbers for each value, Q quantiles.
 """
@@ -112,20 +112,23 @@ def read_table(path: Path) -> tuple[str, list[str], np.ndarray]:
     """Name, columns and values [N, S] of a CSV file."""
     rows = [row for row in csv.reader(harness.read_text(path).splitlines()) if row]
     if len(rows) < 2:
-        raise Failure(f"{path}: expected a header and rows of numbers, got {len(rows)} rows")
-    header, *rows = rows
-    skip = 0 if is_number(rows[0][0]) else 1
+        raise Failure(f"{path}: expected a header and rows of numbers, got {harness.counted(len(rows), 'rows')}")
+    skip = 0 if is_number(rows[1][0]) else 1
+    if all(map(is_number, rows[0][skip:])) and len(rows[0]) > skip:
+        name, first, header = f"{path.name} (without a header)", 1, [f"column {j + 1}" for j in range(len(rows[0]))]
+    else:
+        name, first, header, rows = path.name, 2, rows[0], rows[1:]
     values = np.empty((len(rows), len(header) - skip))
     if values.shape[1] == 0:
         raise Failure(f"{path}: expected columns of numbers, got only {header[0]!r}")
     for i, row in enumerate(rows):
         if len(row) != len(header):
-            raise Failure(f"{path}: row {i + 2}: expected {len(header)} columns as in the header, got {len(row)}")
+            raise Failure(f"{path}: row {i + first}: expected {len(header)} columns as in row 1, got {len(row)}")
         for j, text in enumerate(row[skip:]):
             if not is_number(text):
-                raise Failure(f"{path}: row {i + 2}, {header[j + skip]!r}: expected a finite number, got {text!r}")
+                raise Failure(f"{path}: row {i + first}, {header[j + skip]!r}: expected a finite number, got {text!r}")
             values[i, j] = float(text)
-    return path.name, header[skip:], values
+    return name, header[skip:], values
 
 
 def is_number(text: str) -> bool:
@@ -236,6 +239,7 @@ def quantile_loss(numbers: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray
 
 
 LOSSES = {"point": point_loss, "gaussian": gaussian_loss, "quantile": quantile_loss}
+UNITS = {"point": "squared error", "gaussian": "nats", "quantile": "pinball loss"}
 
 
 def quantiles_of(numbers: np.ndarray, forecast: str) -> np.ndarray:
@@ -254,11 +258,11 @@ def quantiles_of(numbers: np.ndarray, forecast: str) -> np.ndarray:
 class Forecasting(harness.Task):
     """Say what comes next."""
 
-    unit = "loss"
     items = "windows"
 
     def __init__(self, table: Table, forecast: str) -> None:
         self.table, self.forecast = table, forecast
+        self.unit = UNITS[forecast]
 
     def batches(self, run: Run) -> Iterator[np.ndarray]:
         first = self.table.windows("train")

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import click
 import harness
 import numpy as np
-from harness import Run, Step
+from harness import Failure, Run, Step
 
 import rnnfast
 
@@ -60,6 +60,11 @@ class Settings:
     patience: int = 1000
     seed: int = 0
 
+    @property
+    def cells(self) -> list[str]:
+        """Those to try, each once."""
+        return list(dict.fromkeys(self.cell.split(",")))
+
 
 TINY = Settings(length=10, parameters=600, batch=8, steps=20, evaluate=10)
 
@@ -79,17 +84,23 @@ class Problem(NamedTuple):
 
 
 def load(settings: Settings, options: dict[str, Any]) -> Problem:
-    for cell in settings.cell.split(","):
+    for cell in settings.cells:
         if cell not in CELLS:
-            raise harness.Failure(f"--cell: expected some of {','.join(CELLS)}, got {cell!r}")
-    try:
-        first = trials(settings)[0]
-    except ValueError:
-        raise harness.Failure(f"--rates: expected numbers such as 0.001,0.01, got {settings.rates!r}") from None
+            raise Failure(f"--cell: expected some of {','.join(CELLS)}, got {cell!r}")
+    for text in settings.rates.split(","):
+        if not is_rate(text):
+            raise Failure(f"--rates: expected positive numbers such as 0.001,0.01, got {text!r}")
     name = f"{settings.task}, {settings.length} steps"
     count = max(10, min(500, 100_000 // settings.length))
     valid, test = (draw(settings, count, [settings.seed, part]) for part in (0, 1))
-    return Problem(name, harness.digest_of(*valid), settings, first, valid, test)
+    return Problem(name, harness.digest_of(*valid), settings, trials(settings)[0], valid, test)
+
+
+def is_rate(text: str) -> bool:
+    try:
+        return 0.0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def draw(settings: Settings, count: int, seed: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -127,10 +138,10 @@ def guess(settings: Settings) -> float:
 
 def trials(settings: Settings) -> list[dict[str, Any]]:
     """What is tried, cell after cell: {"cell", "lr", "clip"}; clip None: the gradient as it is."""
-    rates = [float(rate) for rate in settings.rates.split(",")]
+    rates = list(dict.fromkeys(float(rate) for rate in settings.rates.split(",")))
     return [
         {"cell": cell, "lr": rate, "clip": clip}
-        for cell in settings.cell.split(",")
+        for cell in settings.cells
         for clip in (settings.clip, None)
         for rate in rates
     ]
@@ -331,7 +342,7 @@ def results(done: list[dict[str, Any]], settings: Settings) -> str:
         "|dL/dh_0| / |dL/dh_T| at first, at last",
     )
     lines = ["{:5} {:>5} {:>6} {:>9} {:>9} {:>6} {:>13}   {} (a step)".format(*heads)]
-    for cell in settings.cell.split(","):
+    for cell in settings.cells:
         for clipped in (True, False):
             trial = best_of(done, cell, clipped)
             flows = [trial.get(f"flow at {when}") for when in ("first", "last")]
@@ -358,13 +369,13 @@ def plot_all(done: list[dict[str, Any]], settings: Settings, path: Any) -> None:
     """Above, |dL/dh_t| against t before and after training; below, the losses with and without clipping."""
     figure = harness.new_figure(11.0, 8.0)
     axes = figure.subplots(2, 2)
-    for i, cell in enumerate(settings.cell.split(",")):
+    for i, cell in enumerate(settings.cells):
         for panel, when in zip(axes[0], ("first", "last"), strict=True):
             norms = np.array(best_of(done, cell, True).get(f"flow at {when}", [math.nan]))
             panel.semilogy(np.where(norms > 1e-30, norms, math.nan), color=f"C{i}", label=cell)
         for panel, clipped in zip(axes[1], (True, False), strict=True):
             steps, _, valid = zip(*best_of(done, cell, clipped)["curve"] or [(0, 0, math.nan)], strict=True)
-            panel.semilogy(steps, valid, color=f"C{i}", label=cell)
+            panel.semilogy(steps, valid, harness.MARKED, color=f"C{i}", label=cell)
     for panel, title in zip(axes[0], ("before training", "after training"), strict=True):
         panel.set(title=title, xlabel="t", ylabel=r"$|dL/dh_t|$")
     for panel, title in zip(axes[1], (f"gradients clipped to {settings.clip:g}", "not clipped"), strict=True):
@@ -404,10 +415,7 @@ def main(**options: Any) -> None:
     if options["plot"] is not None:
         plot_all(done, run.settings, options["plot"])
     click.echo(results(done, run.settings))
-    best = {
-        cell: min(best_of(done, cell, clipped)["test"] for clipped in (True, False))
-        for cell in run.settings.cell.split(",")
-    }
+    best = {cell: min(best_of(done, cell, clipped)["test"] for clipped in (True, False)) for cell in run.settings.cells}
     losses = ", ".join(f"{cell} {loss:.5f}" for cell, loss in best.items())
     seconds = sum(trial["seconds"] for trial in done)
     click.echo(

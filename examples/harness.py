@@ -17,7 +17,9 @@ import copy
 import hashlib
 import math
 import os
+import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -88,6 +90,11 @@ def digest_of(*parts: Any) -> str:
     return total.hexdigest()
 
 
+def counted(count: int, things: str) -> str:
+    """1 step, 2,000 steps."""
+    return f"{count:,} {things.removesuffix('s') if count == 1 else things}"
+
+
 def seeds(seed: int, count: int) -> list[int]:
     """Independent seeds from one."""
     return [int(number) for number in np.random.SeedSequence(seed).generate_state(count)]
@@ -108,7 +115,7 @@ class Run:
     step: int = 0
     items: int = 0  # trained on: characters, frames, ...
     position: dict[str, Any] = field(default_factory=dict)  # in the data, with the states carried over; {}: the start
-    best: float = math.inf
+    best: float = math.inf  # the score of the best weights
     best_weights: dict[str, Any] = field(default_factory=dict)
     misses: int = 0  # validations since the best one
     curve: list[list[float]] = field(default_factory=list)  # [step, train, valid]
@@ -176,7 +183,11 @@ def save(example: Example, run: Run, path: Path | None) -> None:
     try:
         example.files.write(path, run.model, run.optimizer, user)
     except OSError as error:
-        raise Failure(f"--save {path}: {error}") from error
+        raise not_written("--save", path, error) from error
+
+
+def not_written(option: str, path: Path, error: OSError) -> Failure:
+    return Failure(f"{option} {path}: cannot be written ({error.strerror or error})")
 
 
 def resume(example: Example, path: Path, device: str = "cpu") -> Run:
@@ -193,11 +204,16 @@ def resume(example: Example, path: Path, device: str = "cpu") -> Run:
         raise Failure(f"--save {path}: cannot be resumed from: {error}") from error
 
 
+SIZES = ("hidden", "layers", "embedding", "vocabulary", "parameters")  # settings that say how large a model is
+
+
 def new_run(example: Example, settings: Any, data: Any, device: str = "cpu") -> Run:
     try:
         model, optimizer = example.build(settings, data.info, device)
-    except (ValueError, RuntimeError) as error:  # sizes beyond the memory, a device that is not there
-        raise Failure(str(error)) from error
+    except (ValueError, RuntimeError, MemoryError) as error:  # sizes beyond the memory, a device that is not there
+        reason = (str(error) or "not enough memory").splitlines()[0]
+        sizes = [f"--{name} {value}" for name, value in asdict(settings).items() if name in SIZES]
+        raise Failure(f"no model with {' '.join([*sizes, '--device', device])}: {reason}") from error
     return Run(settings, data.info, data.digest, model, optimizer)
 
 
@@ -232,7 +248,12 @@ class Task:
         return float(run.settings.lr)
 
     def validate(self, run: Run) -> float:
+        """The figure of the validation part: what is shown."""
         raise NotImplementedError
+
+    def score(self, run: Run, valid: float) -> float:
+        """What chooses the weights, less is better: the figure, unless equal ones are to be told apart."""
+        return valid
 
     def solved(self, run: Run) -> bool:
         """Whether the last validation was so good that there is nothing left to learn."""
@@ -283,10 +304,11 @@ def evaluate(run: Run, task: Task, train_loss: float, monitor: Monitor | None) -
     """Validate, and keep the weights if they are the best so far."""
     run.model.eval()
     valid = float(task.validate(run))
+    score = float(task.score(run, valid))
     run.curve.append([run.step, train_loss, valid])
     run.misses += 1
-    if valid < run.best:
-        run.best, run.best_weights, run.misses = valid, copy.deepcopy(run.model.state_dict()), 0
+    if score < run.best:
+        run.best, run.best_weights, run.misses = score, copy.deepcopy(run.model.state_dict()), 0
     if monitor is not None:
         monitor.evaluated(task, run, task.example(run))
     run.model.train()
@@ -346,7 +368,7 @@ class Monitor:
             refresh_per_second=4,
         )
         self.row = self.bar.add_task("", total=1.0)
-        self.loss: float | None = None  # smoothed
+        self.total, self.steps = 0.0, 0  # losses since the last validation, as in its line
         self.pace = 0.0  # seconds an item, smoothed
         self.last = time.monotonic()
 
@@ -354,8 +376,9 @@ class Monitor:
         now = time.monotonic()
         pace, self.last = (now - self.last) / max(step.items, 1), now
         self.pace += (0.05 if self.pace else 1.0) * (pace - self.pace)
-        self.loss = step.loss if self.loss is None else self.loss + 0.05 * (step.loss - self.loss)
-        text = f"loss {self.loss:.3f} {task.unit}  gradient {step.norm:.2f}  {1.0 / self.pace:,.0f} {task.items}/s"
+        self.total, self.steps = self.total + step.loss, self.steps + 1
+        loss, speed = self.total / self.steps, 1.0 / self.pace
+        text = f"train {loss:.3f} {task.unit}  gradient {step.norm:.2f}  {speed:,.0f} {task.items}/s"
         self.bar.update(self.row, completed=share, description=text)
 
     def evaluated(self, task: Task, run: Run, example: str) -> None:
@@ -364,6 +387,7 @@ class Monitor:
         valid_unit = task.valid_unit or task.unit
         text = f"step {step:>6,.0f}   train {train_loss:.3f}{train_unit}   valid {valid:.3f} {valid_unit}   {example}"
         self.console.print(text.rstrip(), markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
+        self.total, self.steps = 0.0, 0
         self.last = time.monotonic()
 
 
@@ -388,12 +412,12 @@ def count_parameters(model: rnnfast.Module) -> int:
     return sum(parameter.data.size for parameter in model.parameters())
 
 
-def summary(run: Run, task: Task, result: str) -> str:
+def summary(run: Run, task: Task | type[Task], result: str) -> str:
     """The last line: the result on the test part, and what it cost."""
-    return (
-        f"{result} (validation {run.best:.3f}, {run.step:,} steps, about {run.items:,} {task.items}, "
-        f"{run.seconds:.0f} s)"
-    )
+    best = min(valid for _, _, valid in run.curve)
+    unit = f" {task.valid_unit}" if task.valid_unit else ""
+    cost = f"{counted(run.step, 'steps')}, about {counted(run.items, task.items)}, {run.seconds:.0f} s"
+    return f"{result} (validation {best:.3f}{unit}, {cost})"
 
 
 def new_figure(width: float = 7.0, height: float = 4.5) -> Any:
@@ -403,11 +427,14 @@ def new_figure(width: float = 7.0, height: float = 4.5) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+MARKED = ".-"  # a line with its points, so that a single one is seen, too
+
+
 def draw_curve(axes: Any, run: Run, unit: str) -> None:
     """The learning curve: training and validation loss against steps, and a float's test figure."""
     steps, train_loss, valid = zip(*run.curve, strict=True)
-    axes.plot(steps, train_loss, label="train")
-    axes.plot(steps, valid, label="valid")
+    axes.plot(steps, train_loss, MARKED, label="train")
+    axes.plot(steps, valid, MARKED, label="valid")
     if isinstance(run.test, float):
         axes.axhline(run.test, color="black", linestyle=":", label=f"test {run.test:.3f}")
     axes.set(xlabel="step", ylabel=unit)
@@ -419,7 +446,7 @@ def write_picture(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, format="png", dpi=150)
     except OSError as error:
-        raise Failure(f"--plot {path}: {error}") from error
+        raise not_written("--plot", path, error) from error
 
 
 # The command line ----------------------------------------------------------------------------------------------------
@@ -438,6 +465,8 @@ class Number(click.FloatRange):
 POSITIVE = Number(min=0.0, min_open=True, max=1e9)
 FILE = click.Path(path_type=Path)
 SEED = click.IntRange(0, 2**32 - 1)
+WRITTEN = click.IntRange(0, 1_000_000)  # characters or words
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 CELL = ("--cell", click.Choice(list(CELLS)), "The recurrent layers.")
 HIDDEN = ("--hidden", click.IntRange(1), "Hidden units of a layer.")
@@ -463,7 +492,8 @@ def settings_options(defaults: type, *rows: tuple[str, Any, str]) -> Callable[[A
     def decorate(function: Any) -> Any:
         for flag, kind, text in reversed((*rows, *always)):
             default = getattr(defaults, flag.removeprefix("--").replace("-", "_"))
-            function = click.option(flag, type=kind, help=f"{text} [default: {default}]")(function)
+            shown = "" if default == "" else f" [default: {default}]"
+            function = click.option(flag, type=kind, help=f"{text}{shown}")(function)
         return function
 
     return decorate
@@ -490,17 +520,35 @@ def run_options(picture: str) -> Callable[[Any], Any]:
 
 def check_outputs(options: dict[str, Any], *others: str) -> None:
     """Refuse before a long training what could not be written after it; `others`: more options that name outputs."""
-    path = options["path"]
+    path, device = options["path"], options["device"]
+    if DEVICE.fullmatch(device) is None:
+        raise Failure(f"--device {device}: expected cpu or cuda")
     if options["resumed"] and path is None:
         raise click.UsageError("--resume needs --save, the file to go on from")
     if path is not None and path.exists() and not options["resumed"]:
         raise Failure(f"--save {path}: is there already; go on with --resume, or name another")
     if options["plot"] is not None:
         need("matplotlib", "--plot", "plot")
+        if options["plot"].suffix.lower() != ".png":
+            raise Failure(f"--plot {options['plot']}: expected a name that ends in .png")
     for option, name in (("--save", "path"), ("--plot", "plot"), *((f"--{other}", other) for other in others)):
         file = options[name]
-        if file is not None and not file.absolute().parent.is_dir():
-            raise Failure(f"{option} {file}: expected an existing folder, got {file.absolute().parent}")
+        if file is not None:
+            check_output(option, file)
+
+
+def check_output(option: str, file: Path) -> None:
+    """Refuse a file that could not be written."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise Failure(f"{option} {file}: expected an existing folder, got {folder}")
+    if file.is_dir():
+        raise Failure(f"{option} {file}: expected a file, got a folder")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        raise Failure(f"{option} {file}: expected a folder that can be written to, got {folder}") from None
 
 
 def begin(example: Example, options: dict[str, Any]) -> tuple[Run, Any]:

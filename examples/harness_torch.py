@@ -6,8 +6,8 @@ Everything else is harness.py's.
 from __future__ import annotations
 
 import os
-import pickle
-import tempfile
+import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def begin_model(seed: int, device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise Failure(f"--device {device}: {str(error).splitlines()[0]}") from error
+        raise Failure(f"--device {device}: not available ({str(error).splitlines()[0]})") from error
     torch.manual_seed(seed)
 
 
@@ -77,23 +77,25 @@ class TorchFiles(Files):
 
 def write_whole(path: Path, content: Any) -> None:
     """Written beside it, on the disk, and then renamed: the file of before, or all of this one."""
-    with tempfile.NamedTemporaryFile(
-        dir=path.absolute().parent, prefix=path.name, suffix=".part", delete=False
-    ) as file:
-        try:
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.part")
+    try:
+        with temporary.open("xb") as file:  # with the permissions of any new file
+            if path.exists():
+                shutil.copymode(path, temporary)
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load(path: Path) -> Any:
     """Tensors and plain values alone: no code of a stranger's file is run."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = (str(error) or "it is cut off").splitlines()[0]
-        raise ValueError(f"expected a file that this script saved ({reason})") from error
+    except OSError:
+        raise
+    except Exception as error:  # whatever comes of reading a stranger's bytes; the texts speak of torch.load's options
+        raise ValueError("expected a file that this script saved, got a truncated or foreign one") from error

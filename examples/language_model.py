@@ -52,6 +52,7 @@ class Settings:
 TINY = Settings(hidden=16, vocabulary=200, batch=4, window=8, steps=60, evaluate=20, lr=0.02)
 TINY_TEXT = 20_000  # characters
 UNKNOWN = "\ufffd"  # token 0
+SHOWN_UNKNOWN = "<unk>"  # what an unknown word of the prompt is shown as
 TOKEN = re.compile(r"\w+|[^\w\s]|\n")
 TIGHT = set(".,;:!?)]}'\"_")  # no space before these when a text is put together
 
@@ -179,7 +180,7 @@ def sample(run: Run, prompt: str, length: int, temperature: float, top_k: int | 
     places = {word: place for place, word in enumerate(vocabulary)}
     random = np.random.default_rng(seed)
     words = TOKEN.findall(prompt)
-    yield put_together(words)
+    yield put_together([word if word in places else SHOWN_UNKNOWN for word in words])
     with recurrent.stream(batch_size=1) as stream:
         for word in words or ["\n"]:
             output = stream.step(embedding.weight.data[[places.get(word, 0)]])
@@ -188,6 +189,12 @@ def sample(run: Run, prompt: str, length: int, temperature: float, top_k: int | 
             words.append(vocabulary[place])
             yield put_together(words[-2:]).removeprefix(put_together(words[-2:-1]))
             output = stream.step(embedding.weight.data[[place]])
+
+
+def unknown_words(run: Run, prompt: str) -> list[str]:
+    """Words of the prompt that the model does not know, each once."""
+    known = set(run.info["vocabulary"][1:])
+    return [word for word in dict.fromkeys(TOKEN.findall(prompt)) if word not in known]
 
 
 # The command line ----------------------------------------------------------------------------------------------------
@@ -236,7 +243,7 @@ SCRIPT = harness.Example("language_model", Settings, TINY, load, build, harness.
     harness.CLIP,
 )
 @harness.run_options("the learning curve")
-@click.option("--generate", type=click.IntRange(0), default=60, show_default=True, help="Words to write at the end.")
+@click.option("--generate", type=harness.WRITTEN, default=60, show_default=True, help="Words to write at the end.")
 @click.option("--prompt", default="", help="What they shall follow.")
 @click.option("--temperature", type=Number(0.0, 1e9), default=0.8, show_default=True, help="0: the likeliest.")
 @click.option("--sample-seed", type=harness.SEED, default=0, show_default=True, help="Another sample.")
@@ -246,6 +253,8 @@ def main(**options: Any) -> None:
     harness.check_outputs(options)
     console = harness.make_console()
     run, text = harness.begin(SCRIPT, options)
+    if unknown := unknown_words(run, options["prompt"]):
+        console.print(f"--prompt: unknown, read as {SHOWN_UNKNOWN}: {' '.join(unknown)}", markup=False)
     if text is None:
         console.print(f"{options['path']}: trained already", markup=False)
     else:

@@ -30,7 +30,7 @@ import rnnfast
 LOWEST, KEYS = 21, 88  # of a piano, the lowest as MIDI counts
 PARTS = ("train", "valid", "test")
 SUFFIXES = (".mid", ".midi", ".xml", ".musicxml", ".mxl", ".abc", ".krn")
-NAMES = ("C", "C#", "D", "E-", "E", "F", "F#", "G", "A-", "A", "B-", "B")
+NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 
 
 @dataclass(frozen=True)
@@ -281,10 +281,13 @@ def compose(run: Run, length: int, voices: int, temperature: float, seed: int) -
     return roll
 
 
+def name_of(pitch: int) -> str:
+    return f"{NAMES[pitch % 12]}{pitch // 12 - 1}"
+
+
 def spell(step: np.ndarray) -> str:
     """The notes of a step, low to high."""
-    pitches = LOWEST + np.flatnonzero(step)
-    return " ".join(f"{NAMES[pitch % 12]}{pitch // 12 - 1}" for pitch in pitches) or "-"
+    return " ".join(name_of(LOWEST + int(key)) for key in np.flatnonzero(step)) or "-"
 
 
 def write_midi(roll: Piece, path: Path, beats_per_minute: int = 80) -> None:
@@ -305,22 +308,27 @@ def write_midi(roll: Piece, path: Path, beats_per_minute: int = 80) -> None:
     try:
         file.save(path)
     except OSError as error:
-        raise Failure(f"--midi {path}: {error}") from error
+        raise harness.not_written("--midi", path, error) from error
+
+
+def keys_to_show(roll: Piece) -> tuple[int, int]:
+    """The first key that sounds and the end of those that do, with one more on each side, as far as there are keys."""
+    used = np.flatnonzero(roll.any(axis=0))
+    return (max(int(used[0]) - 1, 0), min(int(used[-1]) + 2, KEYS)) if len(used) else (0, KEYS)
 
 
 def plot_rolls(run: Run, roll: Piece, path: Path) -> None:
     """What was composed, as a piano roll, and below it how likely the model held each key."""
     x, _, lengths = as_batch([roll])
     probability = 1.0 / (1.0 + np.exp(-np.clip(run.model(x, lengths)[:, 0], -50.0, 50.0)))  # [T, 88]
-    used = np.flatnonzero(roll.any(axis=0) | (probability > 0.1).any(axis=0))
-    low, high = (int(used[0]) - 1, int(used[-1]) + 2) if len(used) else (0, KEYS)
+    low, high = keys_to_show(roll | (probability > 0.1))
     figure = harness.new_figure(10.0, 7.0)
     axes = figure.subplots(2, sharex=True)
     for panel, content, title in zip(axes, (roll, probability), ("composed", "probability before it"), strict=True):
         extent = (0, len(roll), LOWEST + low - 0.5, LOWEST + high - 0.5)
         panel.imshow(content.T[low:high], origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1, extent=extent)
         ticks = [pitch for pitch in range(LOWEST + low, LOWEST + high) if pitch % 12 in (0, 7)]
-        panel.set_yticks(ticks, [f"{NAMES[pitch % 12]}{pitch // 12 - 1}" for pitch in ticks])
+        panel.set_yticks(ticks, [name_of(pitch) for pitch in ticks])
         panel.set_title(title, loc="left")
     axes[1].set_xlabel("step (quarter note)")
     harness.write_picture(figure, path)
@@ -330,7 +338,7 @@ def plot_rolls(run: Run, roll: Piece, path: Path) -> None:
 
 
 def describe(run: Run, music: Music) -> str:
-    counts = [f"{len(pieces)} ({sum(map(len, pieces)):,} steps)" for pieces in music.parts.values()]
+    counts = [f"{len(pieces)} ({harness.counted(sum(map(len, pieces)), 'steps')})" for pieces in music.parts.values()]
     size = harness.count_parameters(run.model)
     return (
         f"{music.name}: {' + '.join(counts)} pieces to train, validate and test\n"
@@ -360,7 +368,9 @@ SCRIPT = harness.Example("music", Settings, TINY, load, build, harness.ChainFile
     harness.CLIP,
 )
 @harness.run_options("the piano roll of what was composed")
-@click.option("--generate", type=click.IntRange(1), default=64, show_default=True, help="Steps to compose at the end.")
+@click.option(
+    "--generate", type=click.IntRange(1, 100_000), default=64, show_default=True, help="Steps to compose at the end."
+)
 @click.option("--voices", type=click.IntRange(1, KEYS), default=4, show_default=True, help="Keys of a step.")
 @click.option("--temperature", type=Number(0.0, 1e9), default=0.5, show_default=True, help="0: the likeliest.")
 @click.option("--sample-seed", type=harness.SEED, default=0, show_default=True, help="Another piece.")

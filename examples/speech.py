@@ -95,7 +95,8 @@ def read_wav(name: str, content: bytes) -> tuple[int, np.ndarray]:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
             frames = file.readframes(file.getnframes())
     except (wave.Error, EOFError) as error:
-        raise Failure(f"{name}: expected a WAV file of PCM samples ({error or 'cut off'})") from error
+        reason = str(error) or ("cut off" if content else "empty")
+        raise Failure(f"{name}: expected a WAV file of PCM samples ({reason})") from error
     if width not in (1, 2, 4):
         raise Failure(f"{name}: expected samples of 8, 16 or 32 bits, got {8 * width}")
     frames = frames[: len(frames) // (width * channels) * (width * channels)]
@@ -117,8 +118,8 @@ def wav_files(path: Path) -> Iterator[tuple[str, bytes]]:
                 file = archive.extractfile(member)
                 yield member.name.removeprefix("./").removesuffix(".wav"), file.read() if file else b""
     except (tarfile.TarError, EOFError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise Failure(f"{path}: expected a folder or a .tar.gz of WAV files ({reason})") from error
+        given = "a WAV file" if path.suffix.lower() == ".wav" else "something else, or a part of one"
+        raise Failure(f"{path}: expected a folder or a .tar.gz of WAV files, got {given}") from error
 
 
 def read_recordings(paths: Sequence[Path]) -> tuple[int, dict[str, np.ndarray]]:
@@ -263,10 +264,12 @@ def load(settings: Settings, options: dict[str, Any]) -> Speech:
         paths, transcripts = [DEBIAN], transcripts or DEBIAN_TRANSCRIPTS
     rate, recordings = read_recordings(paths)
     texts = read_transcripts(transcripts) if transcripts else digit_names(recordings)
-    if not transcripts and not texts:
-        raise Failure(
-            f"{paths[0]}: expected names as 7_jackson_32.wav, got {next(iter(recordings))}; use --transcripts"
-        )
+    if not texts.keys() & recordings.keys():
+        example = next(iter(recordings))
+        if not transcripts:
+            raise Failure(f"{paths[0]}: expected names as 7_jackson_32.wav, got {example}; use --transcripts")
+        named = repr(next(iter(texts))) if texts else "none"
+        raise Failure(f"{transcripts}: expected names of recordings of {paths[0]}, such as {example!r}, got {named}")
     usable = [
         Recording(name, plain_words(texts.get(name, "")), samples)
         for name, samples in sorted(recordings.items())
@@ -466,12 +469,17 @@ class Recognising(harness.Task):
 
     @torch.no_grad()
     def validate(self, run: Run) -> float:
-        """Errors in per cent of the symbols; the loss, squeezed into the size of one error, decides between equals."""
-        parts = self.speech.valid
-        wrong, symbols = self.errors(run, parts, self.speech.info["unit"])
+        """Errors in per cent of the symbols."""
+        wrong, symbols = self.errors(run, self.speech.valid, self.speech.info["unit"])
+        return 100.0 * wrong / symbols
+
+    @torch.no_grad()
+    def score(self, run: Run, valid: float) -> float:
+        """The loss, squeezed into the size of one error, decides between equally many errors."""
+        parts, unit = self.speech.valid, self.speech.info["unit"]
         batches = [self.batch(parts[first : first + 64]) for first in range(0, len(parts), 64)]
         loss = sum(float(self.loss(run, batch)) for batch in batches) / len(batches)
-        return 100.0 * (wrong + loss / (1.0 + loss)) / symbols
+        return valid + 100.0 * loss / (1.0 + loss) / sum(len(symbols_of(text, unit)) for _, text in parts)
 
     def errors(self, run: Run, utterances: list[Utterance], unit: str) -> tuple[int, int]:
         """Edits between what is said and what is recognised, in characters or words, and how many were said."""
@@ -528,26 +536,28 @@ def describe(run: Run, speech: Speech) -> str:
         f"{speech.name}: {parts} recordings to train, validate and test, {minutes} minutes{speeds}; "
         f"{speech.skipped:,} left out; tested: {voices}\n"
         f"{run.model.recurrent}, {size:,} parameters, {len(run.info['symbols'])} symbols ({settings.unit}), "
-        f"{settings.steps:,} steps ({settings.steps * settings.batch / len(speech.train):.1f} times the recordings)"
+        f"{harness.counted(settings.steps, 'steps')} "
+        f"({settings.steps * settings.batch / len(speech.train):.1f} times the recordings)"
     )
 
 
-def show(run: Run, files: Sequence[Path]) -> None:
-    """Some recordings of the test part, and those that were asked for."""
+def show(run: Run, asked: Sequence[tuple[Path, np.ndarray]]) -> None:
+    """Some recordings of the test part, and the files that were asked for, with their features."""
     width = max(len(said) for said, _ in run.notes["shown"])
     for said, heard in run.notes["shown"]:
         click.echo(f"  {said:{width}} → {heard}")
-    for file in files:
-        click.echo(f"{file} → {transcribe(run, file)}")
+    for file, x in asked:
+        click.echo(f"{file} → {spell(recognise(run, [x])[0], run.info['unit'])}")
 
 
-def transcribe(run: Run, file: Path) -> str:
-    """What a WAV file says."""
+def read_features(run: Run, file: Path) -> np.ndarray:
+    """The features [T, F] of a WAV file that is like those of the training."""
     rate, samples = read_wav(str(file), harness.read_file(file))
     if rate != run.info["rate"]:
         raise Failure(f"{file}: expected {run.info['rate']} samples a second, as in the training, got {rate}")
-    x = stack_frames(features_of(samples, rate, run.info["features"]), run.info)
-    return spell(recognise(run, [x])[0], run.info["unit"])
+    if len(samples) == 0:
+        raise Failure(f"{file}: expected a recording, got a WAV file without samples")
+    return stack_frames(features_of(samples, rate, run.info["features"]), run.info)
 
 
 @torch.no_grad()
@@ -565,7 +575,7 @@ def plot_alignment(run: Run, path: Path) -> None:
     axes["heard"].set(title=f'"{said}"', ylabel={"logmel": "mel band", "mfcc": "MFCC and slopes"}[run.info["features"]])
     draw_said(axes["said"], likely, ["nothing", *(symbol.replace(" ", "␣") for symbol in symbols)], HOP * stack)
     steps, _, valid = zip(*run.curve, strict=True)
-    axes["curve"].plot(steps, valid)
+    axes["curve"].plot(steps, valid, harness.MARKED)
     axes["curve"].set(xlabel="step", ylabel=f"validation: errors, % of the {run.settings.unit}", ylim=(0.0, None))
     axes["curve"].grid(alpha=0.3)
     harness.write_picture(figure, path)
@@ -633,6 +643,7 @@ def main(**options: Any) -> None:
     harness.check_outputs(options)
     console = harness.make_console()
     run, speech = harness.begin(SCRIPT, options)
+    asked = [(file, read_features(run, file)) for file in options["files"]]  # refuse before the training
     if speech is None:
         console.print(f"{options['path']}: trained already", markup=False)
         run.model.eval()
@@ -640,7 +651,7 @@ def main(**options: Any) -> None:
         console.print(describe(run, speech), markup=False)
         task = Recognising(speech, options["device"])
         harness.train_and_show(SCRIPT, run, task, console, options["minutes"], options["path"])
-    show(run, options["files"])
+    show(run, asked)
     if options["plot"] is not None:
         plot_alignment(run, options["plot"])
     test = run.test

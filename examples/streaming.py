@@ -6,10 +6,10 @@
     python streaming.py --data FOLDER                                    # WAV files, LABEL_anything.wav, to learn instead
 
 By default the sounds are made: pressed keys of a telephone, two tones each (ITU-T Q.23), in noise. A frame is the
-logarithm of the power spectrum of the last 32 ms, a new one every 16 ms (at 8 kHz); the answer is a probability for each
-label. Trained on whole sequences, the model then gets one frame after another from a `stream`, which keeps its state.
-The script measures what a frame costs, from its samples to the answer, and checks that the answers are those that the
-whole sequence gives at once.
+logarithm of the power spectrum of the last 256 samples, a new one every 128 (at 8 kHz: of 32 ms, every 16 ms); the
+answer is a probability for each label. Trained on whole sequences, the model then gets one frame after another from a
+`stream`, which keeps its state. The script measures what a frame costs, from its samples to the answer, and checks that
+the answers are those that the whole sequence gives at once.
 
 Sizes in comments: T frames, B sequences, F frequencies, V labels, H hidden size.
 """
@@ -120,14 +120,18 @@ def press(random: np.random.Generator, length: int) -> Sound:
 
 def read_folder(path: Path, limit: int | None) -> tuple[str, list[str], int, dict[str, list[Sound]]]:
     """Name, labels, samples a second, and the sounds: of every ten files one validates and one tests."""
-    files = sorted(path.glob("*.wav")) if path.is_dir() else []
-    files = files[:: max(1, len(files) // limit)] if limit else files
+    if not path.is_dir():
+        raise Failure(f"--data {path}: expected a folder, got {'a file' if path.exists() else 'nothing of that name'}")
+    files = sorted(path.glob("*.wav"))
+    for file in files:
+        if not file.name.partition("_")[1]:
+            raise Failure(f"--data {path}: expected files named LABEL_anything.wav, got {file.name}")
     labels = sorted({file.name.partition("_")[0] for file in files})
-    if len(files) < 10 or len(labels) < 2:
-        found = f"{len(files)} files with {len(labels)} labels"
-        raise Failure(
-            f"{path}: expected a folder with 10 or more WAV files, LABEL_anything.wav, two labels, got {found}"
-        )
+    if len(files) < 10 or not 2 <= len(labels) < len(files):
+        found = f"{harness.counted(len(files), 'files')} with {harness.counted(len(labels), 'labels')}"
+        wanted = "10 or more WAV files, LABEL_anything.wav, with two or more labels, not each with its own"
+        raise Failure(f"--data {path}: expected {wanted}, got {found}")
+    files = files[:: max(1, len(files) // limit)] if limit else files
     parts: dict[str, list[Sound]] = {part: [] for part in PARTS}
     rates = {}
     for i, file in enumerate(files):
@@ -150,7 +154,9 @@ def read_wave(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
             content = sound.readframes(sound.getnframes())
             channels, rate = sound.getnchannels(), sound.getframerate()
     except (wave.Error, EOFError) as error:
-        raise Failure(f"{name}: expected a WAV file (PCM), got: {error or 'its end'}") from error
+        raise Failure(
+            f"{name}: expected a WAV file (PCM), got: {str(error) or 'an empty or truncated file'}"
+        ) from error
     samples = np.frombuffer(content[: len(content) // (2 * channels) * 2 * channels], "<i2").reshape(-1, channels)
     if len(samples) < HOP:
         raise Failure(f"{name}: expected at least {HOP} samples, got {len(samples)}")
@@ -297,24 +303,38 @@ def check(run: Run, heard: Heard) -> float:
     return difference
 
 
-def chunks_of(path: str, info: dict[str, Any]) -> Iterator[np.ndarray]:
-    """HOP samples after another, from a WAV file or, for "-", standard input: WAV, or raw samples of 16 bits."""
-    if path != "-":
-        with io.BytesIO(harness.read_file(Path(path))) as file:
-            samples, rate = read_wave(file, path)
-        check_rate(path, rate, info)
-        yield from samples[: len(samples) // HOP * HOP].reshape(-1, HOP)
-        return
-    source = sys.stdin.buffer
-    channels = 1
-    if getattr(source, "peek", lambda n: b"")(4)[:4] == b"RIFF":
+def chunks_of(path: str, info: dict[str, Any]) -> Iterable[np.ndarray]:
+    """HOP samples after another, from a WAV file or, for "-", standard input; refuses at once what is no sound."""
+    if path == "-":
+        return chunks_of_input(sys.stdin.buffer, read_header(sys.stdin.buffer, info))
+    with io.BytesIO(harness.read_file(Path(path))) as file:
+        samples, rate = read_wave(file, path)
+    check_rate(path, rate, info)
+    return whole_chunks(samples)
+
+
+def whole_chunks(samples: np.ndarray) -> np.ndarray:
+    """Samples [N] to [T, HOP], without those that fill no chunk."""
+    return samples[: len(samples) // HOP * HOP].reshape(-1, HOP)
+
+
+def read_header(source: BinaryIO, info: dict[str, Any]) -> int:
+    """The channels of standard input: WAV, or raw samples of 16 bits and one channel."""
+    channels, begin = 1, getattr(source, "peek", lambda n: b"RAW")(4)[:4]
+    if not begin:
+        raise Failure("standard input: expected WAV or raw samples, got nothing")
+    if begin == b"RIFF":
         try:
             header = wave.open(source)  # noqa: SIM115
         except (wave.Error, EOFError) as error:
-            raise Failure(f"standard input: expected WAV or raw samples, got: {error}") from error
+            raise Failure(f"standard input: expected WAV or raw samples, got: {str(error) or 'its end'}") from error
         check_rate("standard input", header.getframerate(), info)
         if (channels := header.getnchannels()) < 1 or header.getsampwidth() != 2:
             raise Failure(f"standard input: expected 16 bits a sample, got {8 * header.getsampwidth()}")
+    return channels
+
+
+def chunks_of_input(source: BinaryIO, channels: int) -> Iterator[np.ndarray]:
     while len(content := source.read(2 * channels * HOP)) == 2 * channels * HOP:
         yield (np.frombuffer(content, "<i2").reshape(-1, channels).mean(axis=1) / 32768).astype(np.float32)
 
@@ -324,10 +344,18 @@ def check_rate(name: str, rate: int, info: dict[str, Any]) -> None:
         raise Failure(f"{name}: expected {info['rate']} samples a second, as the model was trained with, got {rate}")
 
 
+def chunks_to_hear(run: Run, sounds: Sounds | None, options: dict[str, Any]) -> Iterable[np.ndarray]:
+    """What --listen names; else a sound of the test part of --data, or keys."""
+    if options["source"] is not None:
+        return chunks_of(options["source"], run.info)
+    if sounds is not None and options["data"] is not None:
+        return whole_chunks(sounds.parts["test"][0].samples)
+    return example_sound(run)
+
+
 def example_sound(run: Run) -> np.ndarray:
     """Sounds that the model has not heard: samples [T, HOP]."""
-    samples = pressed_keys(run.settings.seed, len(PARTS), 1, seconds=10.0)[0].samples
-    return samples[: len(samples) // HOP * HOP].reshape(-1, HOP)
+    return whole_chunks(pressed_keys(run.settings.seed, len(PARTS), 1, seconds=10.0)[0].samples)
 
 
 # What is shown -------------------------------------------------------------------------------------------------------
@@ -337,16 +365,26 @@ def describe(run: Run, sounds: Sounds) -> str:
     counts = [f"{sum(len(sound.labels) for sound in sounds.parts[part]):,}" for part in PARTS]
     labels = len(sounds.info["labels"])
     return (
-        f"{sounds.name}: {' + '.join(counts)} frames to train, validate and test, {labels} labels\n"
+        f"{sounds.name}: {' + '.join(counts)} frames of {frame_time(run)} to train, validate and test, {labels} labels\n"
         f"{run.model.layers[0]}, {harness.count_parameters(run.model):,} parameters"
     )
 
 
+def frame_time(run: Run) -> str:
+    return f"{1e3 * HOP / run.info['rate']:.3g} ms"
+
+
+def tell(label: str) -> None:
+    """Print what is heard when it begins; labels stand apart."""
+    if label != QUIET:
+        click.echo(f"{label} ", nl=False)
+
+
 def latency(run: Run, heard: Heard, difference: float) -> str:
     p50, p99 = 1e6 * np.percentile(heard.seconds, (50, 99))
-    frame = 1e3 * HOP / run.info["rate"]
     return (
-        f"{len(heard.logits):,} frames of {frame:.0f} ms, from samples to answer: p50 {p50:.0f} µs, p99 {p99:.0f} µs; "
+        f"{harness.counted(len(heard.logits), 'frames')} of {frame_time(run)}, "
+        f"from samples to answer: p50 {p50:.0f} µs, p99 {p99:.0f} µs; "
         f"as the whole sequence at once to {difference:.1e}"
     )
 
@@ -383,22 +421,16 @@ SCRIPT = harness.Example("streaming", Settings, TINY, load, build, harness.Chain
 def main(**options: Any) -> None:
     """Train a model to tell sounds, and let it listen frame by frame."""
     harness.check_outputs(options)
-    if options["source"] not in (None, "-"):
-        harness.read_file(Path(options["source"]))  # refuse before the training
     console = harness.make_console()
     run, sounds = harness.begin(SCRIPT, options)
+    chunks = chunks_to_hear(run, sounds, options)  # refuse before the training
     if sounds is None:
         console.print(f"{options['path']}: trained already", markup=False)
     else:
         console.print(describe(run, sounds), markup=False)
         harness.train_and_show(SCRIPT, run, Listening(sounds), console, options["minutes"], options["path"])
     run.model.eval()
-    if options["source"] is None and sounds is not None and options["data"] is not None:
-        chunks: Iterable[np.ndarray] = next(iter(sounds.parts["test"])).samples
-        chunks = chunks[: len(chunks) // HOP * HOP].reshape(-1, HOP)
-    else:
-        chunks = example_sound(run) if options["source"] is None else chunks_of(options["source"], run.info)
-    heard = listen(run, chunks, lambda label: click.echo(label if label != QUIET else " ", nl=False))
+    heard = listen(run, chunks, tell)
     click.echo()
     difference = check(run, heard)
     if options["plot"] is not None:

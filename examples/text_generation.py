@@ -278,6 +278,13 @@ def draw(logits: np.ndarray, temperature: float, top_k: int | None, random: np.r
     return 1 + int(random.choice(len(weights), p=weights / weights.sum()))
 
 
+def check_prompt(run: Run, prompt: str) -> None:
+    """Refuse characters that the model cannot read."""
+    unknown = "".join(sorted(set(prompt) - set(run.info["vocabulary"][1:])))
+    if unknown:
+        raise Failure(f"--prompt: expected characters that the training part has, got {unknown!r}")
+
+
 # What is shown -------------------------------------------------------------------------------------------------------
 
 
@@ -295,7 +302,8 @@ def describe(run: Run, text: Text) -> str:
     size = harness.count_parameters(run.model)
     return (
         f"{text.name}: {parts} characters to train, validate and test, {len(text.vocabulary)} symbols\n"
-        f"{run.model.layers[1]}, {size:,} parameters, {run.settings.steps:,} steps ({epochs:.1f} times the text)"
+        f"{run.model.layers[1]}, {size:,} parameters, {harness.counted(run.settings.steps, 'steps')} "
+        f"({epochs:.1f} times the text)"
     )
 
 
@@ -331,7 +339,7 @@ SCRIPT = harness.Example("text_generation", Settings, TINY, load, build, harness
 )
 @harness.run_options("the learning curve")
 @click.option(
-    "--generate", type=click.IntRange(0), default=400, show_default=True, help="Characters to write at the end."
+    "--generate", type=harness.WRITTEN, default=400, show_default=True, help="Characters to write at the end."
 )
 @click.option("--prompt", default="", help="What they shall follow.")
 @click.option("--temperature", type=Number(0.0, 1e9), default=0.8, show_default=True, help="0: the likeliest.")
@@ -342,6 +350,7 @@ def main(**options: Any) -> None:
     harness.check_outputs(options)
     console = harness.make_console()
     run, text = harness.begin(SCRIPT, options)
+    check_prompt(run, options["prompt"])
     if text is None:
         console.print(f"{options['path']}: trained already", markup=False)
     else:

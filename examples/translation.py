@@ -52,7 +52,7 @@ class Settings:
     dropout: float = 0.1
     smoothing: float = 0.0
     pairs: int = 20_000
-    columns: str = "1,2"
+    columns: str = ""
     unit: str = "characters"
     vocabulary: int = 4000
     longest: int = 64
@@ -99,16 +99,21 @@ def dates(count: int) -> list[Pair]:
     return pairs
 
 
-def read_pairs(path: Path, columns: str = "1,2") -> list[Pair]:
-    """Two columns, counted from 1, of a tab-separated file in UTF-8, which may be compressed (.gz)."""
-    numbers = [int(number) for number in columns.split(",")] if re.fullmatch(r"[1-9]\d*,[1-9]\d*", columns) else []
-    if not numbers:
+def read_pairs(path: Path, columns: str = "", hint: str = "") -> list[Pair]:
+    """Two columns, counted from 1, of a tab-separated file in UTF-8, which may be compressed (.gz).
+
+    Where `columns` is empty, there must be no others; `hint`: what to do where there are.
+    """
+    if columns and not re.fullmatch(r"[1-9]\d{0,5},[1-9]\d{0,5}", columns):
         raise Failure(f"--columns: expected two numbers from 1 on, such as 1,2, got {columns!r}")
+    numbers = [int(number) for number in (columns or "1,2").split(",")]
     pairs = []
     for row, line in enumerate(read_lines(path), 1):
         entries = line.split("\t")
         if line and len(entries) < max(numbers):
             raise Failure(f"{path}, line {row}: expected {max(numbers)} columns between tabs, got {len(entries)}")
+        if not columns and len(entries) > 2:
+            raise Failure(f"{path}, line {row}: expected 2 columns between tabs, got {len(entries)}{hint}")
         if line:
             source, target = (" ".join(entries[number - 1].split()) for number in numbers)
             pairs.append((source, target))
@@ -292,7 +297,7 @@ def load(settings: Settings, options: dict[str, Any]) -> Pairs:
     path = options["data"]
     if path is None:
         return prepare(DATES, dates(settings.pairs), settings)
-    return prepare(path.name, read_pairs(path, settings.columns), settings)
+    return prepare(path.name, read_pairs(path, settings.columns, "; name two by --columns"), settings)
 
 
 def prepare(name: str, pairs: list[Pair], settings: Settings) -> Pairs:
@@ -467,11 +472,14 @@ def translate(run: Run, texts: list[str], beam: int) -> list[tuple[str, np.ndarr
 
 
 def bleu(translations: list[str], references: list[str], unit: str) -> float:
-    """BLEU of a corpus, 0 to 100: of words in sacrebleu's standard tokens (13a), or of characters."""
+    """BLEU of a corpus, 0 to 100: of words in sacrebleu's standard tokens (13a), or of characters.
+
+    Where no translation has four tokens, of as many in a row as there are (effective order): it were 0 otherwise.
+    """
     import sacrebleu
 
     tokens = "char" if unit == "characters" else "13a"
-    return float(sacrebleu.corpus_bleu(translations, [references], tokenize=tokens).score)
+    return float(sacrebleu.corpus_bleu(translations, [references], tokenize=tokens, use_effective_order=True).score)
 
 
 # Training ------------------------------------------------------------------------------------------------------------
@@ -531,10 +539,11 @@ class Translating(harness.Task):
 
 def describe(run: Run, pairs: Pairs) -> str:
     parts, info, settings = [len(part) for part in (pairs.train, pairs.valid, pairs.test)], pairs.info, run.settings
+    size = harness_torch.count_parameters(run.model)
     return (
         f"{pairs.name}: {parts[0]:,} + {parts[1]:,} + {parts[2]:,} pairs to train, validate and test; "
         f"{len(info['source']['symbols']):,} and {len(info['target']['symbols']):,} {settings.unit}\n"
-        f"{run.model.encoder}, {harness_torch.count_parameters(run.model):,} parameters, {settings.steps:,} steps "
+        f"{run.model.encoder}, {size:,} parameters, {harness.counted(settings.steps, 'steps')} "
         f"({settings.steps * settings.batch / parts[0]:.1f} times the pairs)"
     )
 
@@ -577,7 +586,7 @@ SCRIPT = harness.Example("translation", Settings, TINY, load, build, harness_tor
     ("--dropout", Number(0.0, 1.0, max_open=True), "Of embeddings and before the output."),
     ("--smoothing", Number(0.0, 1.0), "Probability that training spreads over all symbols."),
     ("--pairs", click.IntRange(1), "Dates to make."),
-    ("--columns", str, "Source and target among the columns of --data."),
+    ("--columns", str, "Source and target, such as 1,2, where --data has more than two columns."),
     ("--unit", click.Choice(["characters", "words", "subwords"]), "What is read and written one by one."),
     ("--vocabulary", click.IntRange(1), "Symbols of each side at most."),
     ("--longest", click.IntRange(1), "Leave out pairs with more characters (else words) on a side."),
@@ -592,7 +601,9 @@ def main(**options: Any) -> None:
     """Train a translator on pairs of sentences, and let it translate."""
     harness.check_outputs(options)
     harness.need("sacrebleu", "the BLEU of the test part")
-    texts = [text for text in options["texts"] if text]
+    texts = list(options["texts"])
+    if not all(text.strip() for text in texts):
+        raise Failure("--translate: expected a text, got an empty one")
     console = harness.make_console()
     run, pairs = harness.begin(SCRIPT, options)
     if pairs is None:

@@ -106,3 +106,27 @@ def test_malformed_questions(script, tmp_path, case):
 
 def test_more_sums_than_there_are(script):
     assert "--pairs: expected at most" in refused(script, "--digits", 1, "--pairs", 100)
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("", "expected 1 to 5 characters, as the questions have, got ''"),
+        ("123+456", "expected 1 to 5 characters, as the questions have, got '123+456'"),
+        ("1-x", "expected characters among '+0123456789', got '-x'"),
+    ],
+)
+def test_questions_that_cannot_be_read(script, question, message):
+    assert message in refused(script, "--ask", question)
+
+
+def test_the_file_has_the_permissions_of_any_new_one(script, tmp_path):
+    (tmp_path / "new").touch()
+    succeed(script, "--save", tmp_path / "model", "--steps", 1)
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / "new").stat().st_mode
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model", "new"]
+
+
+@pytest.mark.parametrize("device", ["abacus", "meta"])
+def test_other_devices(script, device):
+    assert f"--device {device}: expected cpu or cuda" in refused(script, "--device", device)

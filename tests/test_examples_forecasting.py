@@ -67,6 +67,19 @@ def test_gradients_of_the_losses(script, forecast):
         assert grad[place] == pytest.approx(slope, abs=1e-5)
 
 
+def test_a_table_without_a_header(script, table, tmp_path):
+    rows = table.read_text().splitlines()[1:]
+    bare, numbers = tmp_path / "bare.csv", tmp_path / "numbers.csv"
+    bare.write_text("\n".join(rows))
+    numbers.write_text("\n".join(row.partition(",")[2] for row in rows))
+    for path, columns in ((bare, ["column 2", "column 3"]), (numbers, ["column 1", "column 2"])):
+        name, found, values = script.read_table(path)
+        assert (name, found) == (f"{path.name} (without a header)", columns)
+        np.testing.assert_array_equal(values, table_values(table))
+    bare.write_text("x,1\nx,2\nx,many\n")
+    assert "row 3, 'column 2': expected a finite number" in refused(script, "--data", bare)
+
+
 def test_windows_keep_the_parts_apart(script, table):
     data = script.load(script.Settings(context=12, horizon=4, season=6), {"data": table})
     assert data.bounds == (120, 160, 200)
@@ -92,9 +105,9 @@ def test_repeating_the_day_on_etth1(script):
 
 MALFORMED = {
     "empty": ("", "expected a header and rows of numbers, got 0 rows"),
-    "header": ("date,a\n", "got 1 rows"),
+    "header": ("date,a\n", "expected a header and rows of numbers, got 1 row"),
     "short": ("date,a\n" + "x,1\nx,2\n" * 10, "expected more rows for a context of 12"),
-    "ragged": ("date,a\nx,1\nx,2,3\n", "row 3: expected 2 columns as in the header, got 3"),
+    "ragged": ("date,a\nx,1\nx,2,3\n", "row 3: expected 2 columns as in row 1, got 3"),
     "words": ("date,a\nx,1\nx,many\n", "row 3, 'a': expected a finite number, got 'many'"),
     "nan": ("date,a\nx,1\nx,nan\n", "row 3, 'a': expected a finite number, got 'nan'"),
     "dates": ("date\nx\ny\n", "expected columns of numbers, got only 'date'"),

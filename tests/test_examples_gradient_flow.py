@@ -19,6 +19,11 @@ def test_every_cell(script):
     assert "guessing 0.16667 (20 trials" in output.splitlines()[-1]
 
 
+def test_what_is_named_twice_is_tried_once(script):
+    output = succeed(script, "--cell", "rnn,rnn", "--rates", "0.01,1e-2")
+    assert "(2 trials" in output.splitlines()[-1]
+
+
 def test_plot(script, tmp_path):
     pytest.importorskip("matplotlib")
     succeed(script, "--cell", "rnn", "--rates", 0.01, "--plot", tmp_path / "flow.png")
@@ -90,5 +95,7 @@ def test_parameters_are_about_equal(script):
 
 def test_wrong_arguments(script):
     assert "--cell: expected some of rnn,relu,irnn,lstm,gru, got 'elman'" in refused(script, "--cell", "gru,elman")
-    assert "--rates: expected numbers such as 0.001,0.01, got 'fast'" in refused(script, "--rates", "fast")
+    for rate in ("fast", "0", "-1", "nan", "inf", ""):
+        message = f"--rates: expected positive numbers such as 0.001,0.01, got {rate!r}"
+        assert message in refused(script, "--rates", f"0.1,{rate}")
     assert "device" in refused(script, "--device", "abacus")

@@ -44,6 +44,12 @@ def test_stopped_and_resumed(script, text, tmp_path, monkeypatch):
     check_stop_and_resume(script, "Wording", tmp_path, monkeypatch, 33, *options)
 
 
+def test_unknown_words_of_the_prompt_are_told(script, text):
+    output = succeed(script, text, "--prompt", "quick unheard fox of", "--generate", 1, "--steps", 2)
+    assert "--prompt: unknown, read as <unk>: unheard of\n" in output
+    assert re.search(r"^quick <unk> fox <unk>", output, re.MULTILINE)
+
+
 def test_words(script):
     text = script.prepare("t", "a b c_d\n" * 200 + "a z\n" * 40, script.TINY)
     assert text.vocabulary[0] == script.UNKNOWN

@@ -79,6 +79,39 @@ def test_transposing(script):
     assert script.spell(piece[0]) == "C4 E4"
 
 
+@pytest.mark.parametrize("keys", [[0, 39, 43], [40, 47], [60, 87], [0, 87]])
+def test_every_note_is_drawn(script, tmp_path, monkeypatch, keys):
+    """The pixel in the middle of every note is dark, and those of the other keys are not."""
+    matplotlib_image = pytest.importorskip("matplotlib.image")
+    roll = np.zeros((200, 88), bool)
+    roll[np.arange(200), np.resize(keys, 200)] = True
+    figures = []
+    write = script.harness.write_picture
+    monkeypatch.setattr(
+        script.harness, "write_picture", lambda figure, path: (figures.append(figure), write(figure, path))
+    )
+    run = script.harness.new_run(script.SCRIPT, script.TINY, script.Music("t", "", {}))
+    run.model.eval()
+    script.plot_rolls(run, roll, tmp_path / "a.png")
+    figure = figures[0]
+    figure.set_dpi(150)
+    pixels = matplotlib_image.imread(tmp_path / "a.png")
+    steps, pitches = (part.ravel() for part in np.meshgrid(np.arange(200), np.arange(88), indexing="ij"))
+    places = np.column_stack([steps + 0.5, pitches + script.LOWEST])
+    x, y = figure.axes[0].transData.transform(places).astype(int).T
+    dark = pixels[len(pixels) - 1 - y, x, 0] < 0.5
+    np.testing.assert_array_equal(dark.reshape(200, 88), roll)
+
+
+def test_keys_to_show(script):
+    for pitches, keys in (([60, 64], (38, 45)), ([21], (0, 2)), ([108], (86, 88)), ([], (0, 88))):
+        assert script.keys_to_show(script.roll_of([pitches])) == keys
+
+
+def test_pitches_are_spelt_with_flats(script):
+    assert script.spell(script.roll_of([[56, 58, 63]])[0]) == "Ab3 Bb3 Eb4"
+
+
 def test_scores_in_a_folder(script, tmp_path):
     pytest.importorskip("music21", reason="music21 is not installed")
     pytest.importorskip("mido", reason="mido is not installed")

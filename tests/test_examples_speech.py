@@ -304,11 +304,35 @@ def test_malformed_recordings(script, tmp_path, case):
     assert message in refused(script, "--data", tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"no sound", b"", wav([]), wav(np.zeros(99), rate=16_000)])
+def test_recordings_to_transcribe_are_read_before_the_training(script, spoken, tmp_path, monkeypatch, content):
+    monkeypatch.setattr(script.harness, "train", lambda *arguments: pytest.fail("trained"))
+    (tmp_path / "a.wav").write_bytes(content)
+    assert "a.wav: expected" in refused(script, *options_of(spoken), "--transcribe", tmp_path / "a.wav")
+
+
+def test_validation_is_a_share_of_errors(script, spoken):
+    """The loss decides between equals, but is no part of what is shown."""
+    settings = script.TINY
+    data = script.load(settings, {"data": [spoken], "transcripts": spoken / "texts.txt"})
+    run, task = script.harness.new_run(script.SCRIPT, settings, data), script.Recognising(data)
+    script.harness.evaluate(run, task, 1.0, None)
+    run.model.eval()
+    wrong, symbols = task.errors(run, data.valid, "characters")
+    assert run.curve[0][2] == 100.0 * wrong / symbols
+    assert 0.0 < run.best - run.curve[0][2] < 100.0 / symbols
+    assert f"(validation {100.0 * wrong / symbols:.3f} % wrong, " in script.harness.summary(run, task, "test")
+
+
 def test_malformed_archives_and_transcripts(script, digits, tmp_path):
     for name, content in (("a.tar.gz", b"no archive"), ("b.tar.gz", digits.read_bytes()[:-100])):
         (tmp_path / name).write_bytes(content)
         assert "expected a folder or a .tar.gz of WAV files" in refused(script, "--data", tmp_path / name)
+    (tmp_path / "c.wav").write_bytes(wav(np.zeros(99)))
+    assert "of WAV files, got a WAV file" in refused(script, "--data", tmp_path / "c.wav")
     for name, content, message in (
+        ("d.txt", b"other: one\n", "expected names of recordings of"),
+        ("e.txt", b"; nothing\n", "such as '0_ann_0', got none"),
         ("a.txt", b"ann\n", 'line 1: expected "name: text"'),
         ("b.txt", b"\xff\n", "expected text in UTF-8"),
         ("c.txt.gz", b"a: b\n", "expected compressed text in UTF-8"),

@@ -103,7 +103,8 @@ def test_a_folder_of_sounds(script, tmp_path):
         tone = np.sin(np.arange(int(random.integers(900, 1500))) * (0.2 + 0.3 * (i % 2)))
         write_wave(tmp_path / f"{'low' if i % 2 == 0 else 'high'}_{i:02d}.wav", (tone * 9000).astype("<i2").tobytes())
     output = succeed(script, "--data", tmp_path, "--steps", 100, "--evaluate", 50)
-    assert "2 labels" in output
+    assert "frames of 16 ms to train, validate and test, 2 labels" in output
+    assert re.search(r"^((low|high) )+$", output, re.MULTILINE)
     assert float(re.search(r"^test (\S+) % of the frames right", output, re.MULTILINE)[1]) > 90
 
 
@@ -120,6 +121,9 @@ def test_malformed_sounds(script, trained, tmp_path):
     assert "cannot be read" in refused(script, *listen, tmp_path / "none.wav")
     (tmp_path / "text.wav").write_text("no sound")
     assert "text.wav: expected a WAV file (PCM), got" in refused(script, *listen, tmp_path / "text.wav")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    assert "(PCM), got: an empty or truncated file" in refused(script, *listen, tmp_path / "empty.wav")
+    (tmp_path / "empty.wav").unlink()
     write_wave(tmp_path / "fast.wav", samples, rate=44100)
     assert "expected 8000 samples a second, as the model was trained with, got 44100" in refused(
         script, *listen, tmp_path / "fast.wav"
@@ -128,9 +132,23 @@ def test_malformed_sounds(script, trained, tmp_path):
     assert "expected 16 bits a sample, got 32" in refused(script, *listen, tmp_path / "wide.wav")
     write_wave(tmp_path / "short.wav", samples[:100])
     assert "expected at least 128 samples, got 50" in refused(script, *listen, tmp_path / "short.wav")
-    assert "expected a folder with 10 or more WAV files" in refused(script, "--data", tmp_path / "nowhere")
+    assert "expected a folder, got nothing of that name" in refused(script, "--data", tmp_path / "nowhere")
+    assert "expected a folder, got a file" in refused(script, "--data", tmp_path / "text.wav")
+    assert "expected files named LABEL_anything.wav, got fast.wav" in refused(script, "--data", tmp_path)
     for i in range(12):
         write_wave(tmp_path / f"{i % 2}_{i}.wav", samples[:4000], rate=8000 + i)
     for file in ("text", "fast", "wide", "short"):
         (tmp_path / f"{file}.wav").unlink()
     assert "expected one sample rate" in refused(script, "--data", tmp_path)
+
+
+def test_every_file_a_label_of_its_own(script, tmp_path):
+    for i in range(12):
+        write_wave(tmp_path / f"take{i}_a.wav", bytes(1000))
+    assert "not each with its own, got 12 files with 12 labels" in refused(script, "--data", tmp_path)
+
+
+def test_what_to_listen_to_is_read_before_the_training(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script.harness, "train", lambda *arguments: pytest.fail("trained"))
+    write_wave(tmp_path / "fast.wav", bytes(1000), rate=44100)
+    assert "expected 8000 samples a second" in refused(script, "--listen", tmp_path / "fast.wav")

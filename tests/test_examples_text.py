@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,10 +261,41 @@ def test_a_limit_that_leaves_too_little_is_named(script, text):
 def test_outputs_are_checked_first(script, text, tmp_path):
     nowhere = tmp_path / "none" / "file"
     assert "expected an existing folder" in refused(script, text, "--save", nowhere)
-    assert "expected an existing folder" in refused(script, text, "--plot", nowhere)
+    assert "expected an existing folder" in refused(script, text, "--plot", nowhere.with_suffix(".png"))
+    assert "expected a name that ends in .png" in refused(script, text, "--plot", tmp_path / "curve.foo")
+    assert "expected a file, got a folder" in refused(script, text, "--save", tmp_path, "--resume")
     assert "--resume needs --save" in refused(script, text, "--resume")
     assert "FILE and --data name the same thing" in refused(script, text, "--data", text)
     assert "device" in refused(script, text, "--device", "abacus")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
+@pytest.mark.parametrize(("option", "name"), [("--save", "x"), ("--plot", "x.png")])
+def test_a_folder_that_takes_no_files(script, text, option, name):
+    assert "expected a folder that can be written to, got /proc" in refused(script, text, option, f"/proc/{name}")
+
+
+def test_characters_that_the_text_has_not(script, text):
+    message = "--prompt: expected characters that the training part has, got 'QŠ'"
+    assert message in refused(script, text, "--prompt", "Qui Š")
+
+
+def test_what_is_too_large(script, text):
+    assert "no model with --hidden 1000000000 --layers 1" in refused(script, text, "--hidden", 10**9)
+    assert "--generate" in refused(script, text, "--generate", 10**12)
+
+
+def test_the_bar_and_the_line_say_the_same(script, text, monkeypatch):
+    monitors = []
+    kind = script.harness.Monitor
+    monkeypatch.setattr(script.harness, "Monitor", lambda console: monitors.append(kind(console)) or monitors[0])
+    output = invoke(script, text, "--steps", 25, "--generate", 0).output
+    line = re.search(r"step +25   train (\S+)", output)[1]
+    assert monitors[0].bar.tasks[0].description.startswith(f"train {line} bits/char")
+
+
+def test_one_of_a_kind(script):
+    assert [script.harness.counted(count, "steps") for count in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]
 
 
 def test_divergence_is_told(script, text):

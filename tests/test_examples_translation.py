@@ -191,6 +191,7 @@ def test_bleu(script):
     assert script.bleu(["1999-01-02"], ["1999-01-03"], "characters") == pytest.approx(
         100.0 * (9 / 10 * 8 / 9 * 7 / 8 * 6 / 7) ** 0.25
     )
+    assert script.bleu(["one", "two"], ["one", "two"], "words") == pytest.approx(100.0)
 
 
 # Malformed -----------------------------------------------------------------------------------------------------------
@@ -217,6 +218,8 @@ def test_malformed_pairs(script, tmp_path, case):
 
 def test_bad_options(script, pairs, tmp_path, monkeypatch):
     assert "--columns: expected two numbers" in refused(script, "--data", pairs, "--columns", "2")
+    assert "got 3; name two by --columns" in refused(script, "--data", pairs)
+    assert "--translate: expected a text, got an empty one" in refused(script, *options_of(pairs), "--translate", " ")
     assert "expected 4 columns" in refused(script, "--data", pairs, "--columns", "2,4")
     assert "--device abacus" in refused(script, *options_of(pairs), "--device", "abacus")
     assert invoke(script, "--unit", "letters").exit_code == 2
@@ -229,9 +232,11 @@ def test_bad_options(script, pairs, tmp_path, monkeypatch):
 def test_files_that_cannot_be_resumed_from(script, pairs, tmp_path):
     path = tmp_path / "model"
     resume = (*options_of(pairs), "--save", path, "--resume")
-    for content in (b"not a model", b""):
+    for content in (b"not a model", b"", b"junk\n", bytes(99)):
         path.write_bytes(content)
-        assert "cannot be resumed from" in refused(script, *resume)
+        assert refused(script, *resume).endswith(
+            "expected a file that this script saved, got a truncated or foreign one"
+        )
     torch.save({"model": 1}, path)
     assert "expected a file that this script saved" in refused(script, *resume)
 
