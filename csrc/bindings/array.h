@@ -141,8 +141,7 @@ inline py::array empty(Dtype dtype, const std::vector<py::ssize_t>& shape) {
   if (!(bytes >= kLarge && bytes < 9e18)) return py::array(numpy_dtype(dtype), shape);
   auto buffer = std::make_unique<Buffer>(static_cast<size_t>(bytes));
   uint8_t* data = buffer->data();
-  const py::capsule owner(buffer.get(), [](void* p) { delete static_cast<Buffer*>(p); });
-  buffer.release();
+  const py::capsule owner(buffer.release(), [](void* p) { delete static_cast<Buffer*>(p); });
   return py::array(numpy_dtype(dtype), shape, data, owner);
 }
 
