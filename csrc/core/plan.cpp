@@ -16,8 +16,10 @@ namespace {
 
 constexpr int64_t kChunkBytes = 384 << 10;  // pre-activations that stay in the second-level cache
 constexpr int64_t kChunkRows = 2048, kGradientRows = 128, kLeastGradientRows = 16;
-constexpr int64_t kPatience = 2'000'000;    // nanoseconds; longer than a wait of threads that all have a core
-constexpr int64_t kSegmentBytes = 2 << 20;  // gates that are rebuilt at once in lean mode
+// A thread's patience with the others: longer than any wait of threads that all have a core; and a part of a long call, which
+// would lose more by going on alone than it can lose until another program's threads stop spinning.
+constexpr double kPatience = 2000, kPatiencePart = 0.05;  // microseconds; of the predicted time
+constexpr int64_t kSegmentBytes = 2 << 20;                // gates that are rebuilt at once in lean mode
 
 // For experiments and tests: one of kSplits instead of the model's choice; "alone": hidden, and a thread leaves the others
 // behind as soon as it can; empty: the model's choice.
@@ -57,7 +59,8 @@ void choose_split(Plan& plan, const Config& config, const ForwardArgs& args, boo
   plan.threads = choice.threads, plan.slices = choice.slices;
   plan.wavefront = choice.kind == Split::kLayers;
   plan.reason = (plan.forced ? "RNNFAST_SPLIT=" + forced_split() + ": " : "") + in_words(choice, splits);
-  plan.patience = forced_split() == "alone" ? -1 : kPatience;
+  const double patience = std::max(kPatience, kPatiencePart * choice.microseconds);
+  plan.patience = forced_split() == "alone" ? -1 : std::llround(1000 * patience);
 }
 
 // Sequences are dealt to the slices by falling length, so that every slice gets long and short ones.
