@@ -121,7 +121,8 @@ def check_half(place: Place, case: Case) -> None:
         assert str(found[name].dtype).removeprefix("torch.") == case.dtype
         kink = "relu" in case.cell and name.startswith("grad")
         error = (mean_error if kink else normwise_error)(value, truth[name], 0.1) / HALF[case.dtype]
-        assert error <= 12, f"{name}: expected an error up to 12 epsilon, got {error:.1f}"
+        limit = 40 if kink else 12
+        assert error <= limit, f"{name}: expected an error up to {limit} epsilon, got {error:.1f}"
 
 
 def mean_error(found: Any, truth: Any, floor: float) -> float:
