@@ -6,7 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,6 +209,47 @@ def test_a_wrong_result_is_not_timed(stand_ins: None, monkeypatch: pytest.Monkey
         outcome = running.run(SMALL)
     assert outcome.failures
     assert not outcome.records
+
+
+@needs_emulator
+def test_the_script_adds_runs_up(stand_ins: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    """Two runs, the first cut short: the second begins with the row that is missing, and the file has both in the end."""
+    path, script = tmp_path / "gpu.json", load_script()
+    both = [SMALL, SMALL.with_(dtype="float64"), SMALL.with_(mode="infer")]
+    monkeypatch.setattr(script.suites, "rows_of", lambda suite: both)
+    times = iter([0.0, 1.0, 99.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "time", SimpleNamespace(monotonic=lambda: next(times)))
+        script.measure_rows.callback(path, 10.0, False)
+    assert "2 of 3 rows wait" in capsys.readouterr().out
+    first = records.read_json(path)[0]
+    assert {record["library"] for record in first} == {"rnnfast", "torch", "torch-tf32"}
+    measured = records.row_of(first[0])
+    assert script.Growing(path).in_order(both)[-1] == measured
+    script.measure_rows.callback(path, 1000.0, False)
+    assert {records.row_of(record) for record in records.read_json(path)[0]} == set(both)
+    script.table.callback([path, tmp_path / "missing.json"])
+    shown = capsys.readouterr().out
+    assert "small H" in shown
+    assert "times faster than cuDNN" in shown
+
+
+def load_script() -> Any:
+    source = Path(__file__).resolve().parent.parent / "bench" / "gpu.py"
+    spec = spec_from_file_location("bench_gpu_script", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_rows_are_spread_over_regions() -> None:
+    script = load_script()
+    rows = suites.rows_of("gpu")
+    chosen = script.spread(rows)
+    assert sorted(map(repr, chosen)) == sorted(map(repr, rows))
+    assert {gpu.cudnn_region(row) for row in chosen[:20]} == set(gpu.REGIONS)
 
 
 def test_without_a_device_the_contender_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +79,26 @@ def row_key(record: Record) -> tuple[Any, ...]:
     return tuple(record[name] for name in _ROW_FIELDS)
 
 
-def merge(earlier: Iterable[Record], new: Iterable[Record], provenance: dict[str, Any]) -> list[Record]:
-    """What runs on one GPU have measured together: of each row the newest records, each with its date and commit.
+def key_of(row: Row) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in _ROW_FIELDS)
 
-    Raises ValueError where the earlier ones are another GPU's.
+
+def merge(
+    earlier: Iterable[Record],
+    new: Iterable[Record],
+    provenance: dict[str, Any],
+    key: Callable[[Record], Any] = row_key,
+) -> list[Record]:
+    """What runs on one GPU have measured together: for each `key` the newest records, each with its date and commit.
+
+    Raises ValueError where earlier ones of a GPU are another GPU's.
     """
     own = {name: provenance[name] for name in ("date", "commit", "gpu")}
     fresh = [{**record, **own} for record in new]
-    measured = {row_key(record) for record in fresh}
-    kept = [record for record in earlier if row_key(record) not in measured]
+    measured = {key(record) for record in fresh}
+    kept = [record for record in earlier if key(record) not in measured]
     for record in kept:
-        if record.get("gpu", own["gpu"]) != own["gpu"]:
+        if record["device"] == "cuda" and record.get("gpu", own["gpu"]) != own["gpu"]:
             raise ValueError(f"gpu: expected earlier records of {own['gpu']}, got one of {record['gpu']}")
     return [*kept, *fresh]
 
