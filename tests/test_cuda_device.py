@@ -397,13 +397,15 @@ def test_torch_layers(seed: int) -> None:
 
 @pytest.mark.parametrize(("cell", "dtype"), product(["lstm", "gru", "rnn_tanh"], ["float32", *HALF]))
 def test_streamed_steps(cell: str, dtype: str, tensors: Place) -> None:
-    """Step after step, the bits of the sequence."""
+    """Step after step, the bits of the sequence; but c is rounded to 16 bits between steps, as `cn` is."""
     case = case_of(cell, T=6, B=2, I=9, H=20, num_layers=2, dtype=dtype, hx=False)
     arrays, parameters = tensors.arrays(case), dict(case.parameters)
     output, _, _ = functional.forward(cell, arrays.x, None, arrays.weights, num_layers=2, training=False, **parameters)
     packed = functional.pack(cell, arrays.weights, num_layers=2, **parameters)
     stream = functional.Stream(cell, packed, case.B, num_layers=2)
-    assert torch.equal(torch.stack([stream.step(x) for x in arrays.x]), output)
+    found = torch.stack([stream.step(x) for x in arrays.x])
+    rounded = 4 * HALF[dtype] if dtype in HALF and case.has_c else 0.0
+    torch.testing.assert_close(found, output, rtol=0, atol=rounded)
 
 
 def test_explain_and_info() -> None:
