@@ -40,6 +40,7 @@ from cuda_cases import (
 )
 from reference_cases import Case, make, map_arrays, options, poison_padding, results, valid_mask
 from rnnfast import _device, functional, reference
+from rnnfast.cli import selftest, selftest_cases, selftest_worker
 from test_kernels import CELLS, DTYPES, assert_same, case_of, check, truth_of, variants
 
 _cuda: Any = import_module("rnnfast._cuda") if find_spec("rnnfast._cuda") else None
@@ -81,10 +82,15 @@ def test_paths(cell: str) -> None:
 
     assert plan().count("all steps in one launch") == 2
     assert "with 4 sequences" in plan(T=1, B=133)
-    assert plan(H=600, T=1).count("a launch for each step") == 2
-    assert plan(dtype="float64").count("a launch for each step") == 2
+    for changes, why in (
+        ({"H": 600, "T": 1}, "the recurrent weights do not fit one multiprocessor"),
+        ({"dtype": "float64"}, "persistent kernels are for float32"),
+    ):
+        assert plan(**changes).count(f"a launch for each step (generic kernel: {why})") == 2
+    if functional.CELLS[cell].has_cell_state:
+        assert "persistent kernels have no projection" in plan(proj=3)
     _cuda.set_path("generic")
-    assert plan().count("a launch for each step") == 2
+    assert plan().count("a launch for each step (generic kernel: set_path asks for it)") == 2
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -370,6 +376,16 @@ def test_foreign_arrays_come_through_cupy(monkeypatch: pytest.MonkeyPatch) -> No
         found = run(case, given)
         assert all(type(value) is Array for value in found.values())
         assert_same(found, expected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_selftest(cell: str) -> None:
+    """`rnnfast selftest` on a device: every case comes within its tolerance, and runs on this engine."""
+    before = _cuda.launches()
+    line = selftest_worker.check(cell, "float64", on_device=True)
+    assert selftest.passes({**line, "tolerance": selftest_cases.tolerances("float64", (0.0, 0.0))})
+    assert _cuda.launches() > before
+    assert selftest.can_run_cuda()
 
 
 def test_truth_is_independent() -> None:
