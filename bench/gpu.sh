@@ -99,9 +99,9 @@ main() {
   phase build 200 build
   phase tests 130 tests
   phase sanitizer 90 sanitizer
-  seconds=$(($(left) - 75))  # what remains, but for the phase after it
+  seconds=$(($(left) - 95))  # what remains, but for the phase after it
   phase rows $((seconds + 10)) rows $((seconds > 20 ? seconds - 10 : 10)) "${FULL[@]}"
-  phase scaling 70 scaling 55
+  phase scaling 90 scaling 75
   {
     "$PYTHON" bench/gpu.py table "$OUT/gpu.json" "$OUT/scaling.json" || true
     printf '%s\n' "${REPORT[@]}" "commit ${RNNFAST_COMMIT:-unknown}, $SECONDS s in all"
