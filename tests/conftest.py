@@ -99,6 +99,19 @@ def few_sharings(request: pytest.FixtureRequest, restore_sharing: None) -> Shari
     return in_force(request)
 
 
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_memory_is_nan() -> Iterator[None]:
+    """What PyTorch allocates without filling it, for tensors of the test and of the engine, holds NaN."""
+    torch = pytest.importorskip("torch")
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 # ---- processes -----------------------------------------------------------------------------------------------------
 
 RunPython = Callable[..., str]

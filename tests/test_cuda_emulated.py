@@ -21,9 +21,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rnnfast
-from reference_cases import Case, cases, make, map_arrays, normwise_error, options, poison_padding, results, valid_mask
+from cuda_cases import (
+    EMPTY,
+    HALF,
+    NUMPY,
+    PATHS,
+    PERSISTENT_SIZES,
+    RANDOM,
+    SIZES,
+    check_clamped_lengths,
+    check_on,
+    check_random,
+    everything_of,
+    odd_size,
+    plan_of,
+    random_cases,
+    torch_place,
+)
+from reference_cases import Case, make, map_arrays, options, poison_padding, results, valid_mask
 from rnnfast import _device, functional, reference
-from test_kernels import CELLS, DTYPES, PARAMETERS, assert_same, case_of, check, truth_of, variants
+from rnnfast.cli import selftest, selftest_cases, selftest_worker
+from test_kernels import CELLS, DTYPES, assert_same, case_of, check, truth_of, variants
 
 _cuda: Any = import_module("rnnfast._cuda") if find_spec("rnnfast._cuda") else None
 
@@ -50,49 +68,35 @@ def run(case: Case, arrays: Any = None, **options: Any) -> dict[str, Any]:
 # ---- every cell, dtype and option ----------------------------------------------------------------------------------
 
 
-# (dtype, path): float32 has persistent kernels, everything else a launch for each step.
-PATHS = [("float64", ""), ("float32", ""), ("float32", "generic")]
-
-
 @pytest.mark.parametrize(("dtype", "path"), PATHS)
 @pytest.mark.parametrize("case", variants())
 def test_options(case: Case, dtype: str, path: str) -> None:
     _cuda.set_path(path)
-    case = replace(case, dtype=dtype)
-    check(case, run(case))
-
-
-def plan_of(case: Case) -> str:
-    arrays = make(case)
-    *_, ctx = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
-    return ctx.plan
+    check_on(NUMPY, replace(case, dtype=dtype))
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_paths(cell: str) -> None:
-    plan = plan_of(case_of(cell, dtype="float32"))
-    assert plan.count("all steps in one launch") == 2
-    assert "with 4 sequences" in plan_of(case_of(cell, T=1, B=133, dtype="float32"))
-    assert plan_of(case_of(cell, H=600, T=1, dtype="float32")).count("a launch for each step") == 2
-    assert plan_of(case_of(cell, dtype="float64")).count("a launch for each step") == 2
+    def plan(**changes: Any) -> str:
+        return plan_of(NUMPY, case_of(cell, **{"dtype": "float32"} | changes))
+
+    assert plan().count("all steps in one launch") == 2
+    assert "with 4 sequences" in plan(T=1, B=133)
+    for changes, why in (
+        ({"H": 600, "T": 1}, "the recurrent weights do not fit one multiprocessor"),
+        ({"dtype": "float64"}, "persistent kernels are for float32"),
+    ):
+        assert plan(**changes).count(f"a launch for each step (generic kernel: {why})") == 2
+    if functional.CELLS[cell].has_cell_state:
+        assert "persistent kernels have no projection" in plan(proj=3)
     _cuda.set_path("generic")
-    assert plan_of(case_of(cell, dtype="float32")).count("a launch for each step") == 2
+    assert plan().count("a launch for each step (generic kernel: set_path asks for it)") == 2
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {"T": 3, "B": 141, "H": 9, "lengths": True, "reset": 0.2, "reset_state": "rows"},  # four sequences in a block
-        {"T": 3, "B": 2, "H": 140, "lengths": True},  # for the LSTM, more in registers and fewer threads
-        {"T": 2, "B": 135, "H": 67},
-        {"T": 7, "B": 3, "H": 97, "lengths": (0, 7, 2), "reset": 0.3},
-        {"T": 2, "B": 1, "H": 311},  # for the vanilla RNN a persistent kernel still
-    ],
-)
+@pytest.mark.parametrize("sizes", PERSISTENT_SIZES)
 def test_sizes_of_persistent_kernels(cell: str, sizes: dict[str, Any]) -> None:
-    case = case_of(cell, **sizes, bidirectional=True, dtype="float32", hx=True)
-    check(case, run(case))
+    check_on(NUMPY, case_of(cell, **sizes, bidirectional=True, dtype="float32", hx=True))
 
 
 @pytest.mark.parametrize(("dtype", "path"), PATHS)
@@ -126,63 +130,41 @@ def test_padding_is_not_read(case: Case) -> None:
     assert_same(run(case, poisoned), run(case, arrays))
 
 
-# Odd sizes, and some beyond one tile of 16 (a step's) and of 64 (a large product's), each way.
-SIZES = [(1, 1, 1, 1), (3, 17, 5, 33), (7, 1, 65, 16), (2, 33, 16, 15), (31, 3, 1, 17), (5, 70, 3, 2), (2, 2, 130, 48)]
-
-
-@pytest.mark.parametrize(("T", "B", "I", "H"), SIZES)
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_odd_sizes(cell: str, T: int, B: int, I: int, H: int) -> None:  # noqa: E741
-    number = T + B + I + H
-    case = case_of(cell, T=T, B=B, I=I, H=H, dtype=DTYPES[number % 2], seed=number, lengths=B > 2)
-    case = replace(case, bidirectional=number % 3 == 0, proj=(H + 1) // 2 if case.has_c and H > 1 else 0)
-    check(case, run(case), grad_floor=0.1, slack=2 if H == 1 else 1)
+def test_odd_sizes(cell: str, size: tuple[int, int, int, int]) -> None:
+    check_on(NUMPY, odd_size(cell, *size), grad_floor=0.1, slack=2 if size[3] == 1 else 1)
 
 
-@pytest.mark.parametrize(("T", "B"), [(3, 0), (0, 3), (0, 0)])
+@pytest.mark.parametrize(("T", "B"), EMPTY)
 @pytest.mark.parametrize("cell", CELLS)
 def test_empty(cell: str, T: int, B: int) -> None:
-    case = case_of(cell, T=T, B=B, num_layers=2, bidirectional=True, lengths=True, reset=0.3, reset_state="rows")
-    check(case, run(case))
+    check_on(
+        NUMPY,
+        case_of(cell, T=T, B=B, num_layers=2, bidirectional=True, lengths=True, reset=0.3, reset_state="rows"),
+    )
 
 
-@given(cases(cells=CELLS, dtypes=DTYPES, max_work=30_000, max_steps=17))
-@settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+@given(random_cases(max_work=30_000, max_steps=17))
+@RANDOM
 def test_random_configurations(case: Case) -> None:
-    if case.weight_scale > 1:  # the error of a chaotic network grows with every step
-        case = replace(case, T=min(case.T, 4))
-    case = replace(case, parameters=PARAMETERS[case.cell])
-    arrays = make(case)
-    check(case, run(case, poison_padding(case, arrays) if case.lengths else arrays), grad_floor=1.0, slack=4)
+    check_random(NUMPY, case)
 
 
 # ---- float16 and bfloat16 ------------------------------------------------------------------------------------------
 
 
-def in_torch(dtype: str) -> Any:
-    torch = pytest.importorskip("torch")
-    return lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(getattr(torch, dtype))
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("case", variants("plain", "layers", "ragged", "reset_to_rows", "everything"))
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("case", variants())
 def test_half_precision(case: Case, dtype: str) -> None:
-    """Against the float64 truth of the very numbers that were rounded; what is stored is rounded at every step."""
-    case = replace(case, H=min(case.H, 19))
-    rounded = make(case).map(in_torch(dtype))
-    truth = results(reference, case, rounded.map(lambda a: a.double().numpy()))
-    found = run(case, rounded)
-    assert found.keys() == truth.keys()
-    epsilon = 2.0**-11 if dtype == "float16" else 2.0**-8
-    for name, value in found.items():
-        assert str(value.dtype) == f"torch.{dtype}"
-        error = normwise_error(value.double().numpy(), truth[name], 0.1)
-        assert error <= 12 * epsilon, f"{name}: {error / epsilon:.1f} epsilon"
+    check_on(torch_place("cpu"), replace(case, dtype=dtype, H=min(case.H, 19)))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("case", variants("everything"))
+def test_nothing_is_read_before_it_is_written(case: Case, dtype: str, fresh_memory_is_nan: None) -> None:
+    """Of the engine's memory and of results: PyTorch fills both with NaN here."""
+    check_on(torch_place("cpu"), replace(case, dtype=dtype, H=min(case.H, 19)))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -296,15 +278,7 @@ def test_strides(case: Case) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_lengths_on_the_device_are_clamped(cell: str) -> None:
-    """On the device no value can be refused without waiting for it."""
-    torch = pytest.importorskip("torch")
-    case = case_of(cell, T=4, B=4, lengths=(4, 0, 2, 4))
-    arrays = make(case).map(torch.from_numpy)
-    expected = run(case, arrays)
-    found = run(case, replace(arrays, lengths=torch.tensor([9, -3, 2, 4], dtype=torch.int32)))
-    assert_same(found, expected)
-    with pytest.raises(ValueError, match="lengths: expected values within"):
-        run(case, replace(arrays, lengths=np.array([9, 0, 2, 4])))
+    check_clamped_lengths(torch_place("cpu"), cell)
 
 
 def test_many_steps() -> None:
@@ -404,6 +378,16 @@ def test_foreign_arrays_come_through_cupy(monkeypatch: pytest.MonkeyPatch) -> No
         assert_same(found, expected)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_selftest(cell: str) -> None:
+    """`rnnfast selftest` on a device: every case comes within its tolerance, and runs on this engine."""
+    before = _cuda.launches()
+    line = selftest_worker.check(cell, "float64", on_device=True)
+    assert selftest.passes({**line, "tolerance": selftest_cases.tolerances("float64", (0.0, 0.0))})
+    assert _cuda.launches() > before
+    assert selftest.can_run_cuda()
+
+
 def test_truth_is_independent() -> None:
     """The limits above can be missed: another cell's truth is far off."""
     case = case_of("gru")
@@ -417,26 +401,11 @@ def test_truth_is_independent() -> None:
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
 def test_modules(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same layer on both devices: training, evaluation with packed weights, a stream, one sequence."""
-    rng = np.random.default_rng(1)
-    x, grad = rng.standard_normal((4, 2, 3)), rng.standard_normal((4, 2, 5))
+    """The same layer on both devices."""
 
     def everything(device: str) -> list[Any]:
         monkeypatch.setattr(_device, "emulate", device == "cuda")
-        layer = getattr(rnnfast, kind)(3, 5, 2, dtype="float64", device=device, seed=7)
-        head = rnnfast.Linear(5, 2, dtype="float64", device=device, seed=8)
-        assert layer.device == device
-        output, state = layer(x, lengths=[4, 2])
-        found = [output, state, head(output), layer.backward(grad)]
-        found += [p.grad for p in layer.parameters()]
-        assert ("GPU" in rnnfast.explain(layer, x)) == (device == "cuda")
-        layer.eval()
-        found += [layer(x), layer(x[:, 0], reset=[False, True, False, False])]
-        with layer.stream(2) as stream:
-            found += [stream.step(x[0]), stream.step(x[1], reset=[True, False]).copy()]
-            stream.reorder([1, 1])
-            found += [stream.fork().step(x[2]), stream.state]
-        return found
+        return everything_of(kind, device, lambda a: a)
 
     before = _cuda.launches()
     found = everything("cuda")

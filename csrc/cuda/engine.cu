@@ -348,15 +348,26 @@ void backward(const Config& config, const ForwardArgs& args, const BackwardArgs&
   });
 }
 
+// Why no persistent kernel serves a call.
+std::string generic_reason(const Config& config) {
+  if (!kHasPersistent) return "persistent kernels are for float32";
+  if (cuda_engine::generic_only()) return "set_path asks for it";
+  if (config.proj_size > 0) return "persistent kernels have no projection";
+  return "the recurrent weights do not fit one multiprocessor";
+}
+
+std::string describe(const Config& config, const PersistentPlan& plan) {
+  if (!plan.possible) return "a launch for each step (generic kernel: " + generic_reason(config) + ")";
+  return "all steps in one launch (persistent kernel: " + std::to_string(plan.batch_slices) + " blocks of " +
+         std::to_string(plan.threads) + " threads, each with " + std::to_string(plan.rows) +
+         (plan.rows == 1 ? " sequence)" : " sequences)");
+}
+
 std::string describe(const Config& config, const ForwardArgs& args) {
   std::string text;
   with_cell(config, [&]<class Cell>(const Cell&) {
-    const auto one = [](const PersistentPlan& plan) {
-      if (!plan.possible) return std::string("a launch for each step");
-      return "all steps in one launch, " + std::to_string(plan.batch_slices) + " blocks of " +
-             std::to_string(plan.threads) + " threads with " + std::to_string(plan.rows) + " sequences";
-    };
-    text = "forward " + one(forward_plan<Cell>(config, args)) + "; backward " + one(backward_plan<Cell>(config, args));
+    text = "forward " + describe(config, forward_plan<Cell>(config, args)) + "; backward " +
+           describe(config, backward_plan<Cell>(config, args));
   });
   return text;
 }

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import reference
 from .arrays import Array, Arrays
+from .gpu import torch_device
 from .rows import Row
 
 # Normwise, (output and states, gradients). A float32 gradient of a weight sums T*B products in an order of its own.
@@ -71,7 +72,8 @@ def _transfers(device: str) -> tuple[Any, Any]:
         return (lambda array: array), (lambda array: array)
     import torch
 
-    return (lambda array: torch.from_numpy(array).to(device)), (lambda tensor: tensor.cpu().numpy())
+    place = torch_device(device)
+    return (lambda array: torch.from_numpy(array).to(place)), (lambda tensor: tensor.cpu().numpy())
 
 
 def normwise_error(found: Array, truth: Array, order: float = math.inf) -> float:

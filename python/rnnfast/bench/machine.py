@@ -63,11 +63,14 @@ def versions(distributions: Iterable[str] = RIVAL_DISTRIBUTIONS) -> dict[str, st
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this file is tracked in, "+" behind it if files were changed; None elsewhere."""
+    """The commit of the checkout that this file is tracked in, "+" behind it if files were changed.
+
+    Of an installed package what RNNFAST_COMMIT says: whoever installed it may know. None elsewhere.
+    """
     here = Path(__file__)
     git = ("git", "-C", str(here.parent))
     if not _output(*git, "ls-files", "--error-unmatch", here.name):
-        return None  # installed, perhaps inside another project's checkout
+        return os.environ.get("RNNFAST_COMMIT") or None  # installed, perhaps inside another project's checkout
     changed = _output(*git, "status", "--porcelain", "--untracked-files=no")
     return _output(*git, "rev-parse", "HEAD") + ("+" if changed else "")
 

@@ -1,15 +1,20 @@
-"""The JSON of a benchmark: one record for each row and library under `rows`, and `provenance`."""
+"""The JSON of a benchmark: one record for each row and library under `rows`, and `provenance`.
+
+A record may say more than `FIELDS`: `region`, which of cuDNN's algorithms PyTorch takes for a row on a GPU; and `date`,
+`commit` and `gpu` where a file holds what several runs measured (`merge`).
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .arrays import row_steps
+from .gpu import cudnn_region
 from .rows import Row, useful_flops
 
 Record = dict[str, Any]
@@ -61,11 +66,41 @@ def make_record(
         gflops / peak_gflops if peak_gflops else None,
         max_error,
     )
-    return {name: getattr(row, name) for name in _ROW_FIELDS} | dict(zip(_MEASURED_FIELDS, measured, strict=True))
+    record = {name: getattr(row, name) for name in _ROW_FIELDS} | dict(zip(_MEASURED_FIELDS, measured, strict=True))
+    return record | ({"region": cudnn_region(row)} if row.device == "cuda" else {})
 
 
 def row_of(record: Record) -> Row:
     return Row(**{name: record[name] for name in _ROW_FIELDS})
+
+
+def row_key(record: Record) -> tuple[Any, ...]:
+    """Equal for the records of one row, whatever the library."""
+    return tuple(record[name] for name in _ROW_FIELDS)
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in _ROW_FIELDS)
+
+
+def merge(
+    earlier: Iterable[Record],
+    new: Iterable[Record],
+    provenance: dict[str, Any],
+    key: Callable[[Record], Any] = row_key,
+) -> list[Record]:
+    """What runs on one GPU have measured together: for each `key` the newest records, each with its date and commit.
+
+    Raises ValueError where earlier ones of a GPU are another GPU's.
+    """
+    own = {name: provenance[name] for name in ("date", "commit", "gpu")}
+    fresh = [{**record, **own} for record in new]
+    measured = {key(record) for record in fresh}
+    kept = [record for record in earlier if key(record) not in measured]
+    for record in kept:
+        if record["device"] == "cuda" and record.get("gpu", own["gpu"]) != own["gpu"]:
+            raise ValueError(f"gpu: expected earlier records of {own['gpu']}, got one of {record['gpu']}")
+    return [*kept, *fresh]
 
 
 def write_json(path: Path, records: Iterable[Record], provenance: dict[str, Any]) -> None:

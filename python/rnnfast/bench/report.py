@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .arrays import row_steps
+from .gpu import cudnn_region
 from .records import Record
 from .rows import Row
 from .session import OWN, Measurements, Outcome
@@ -49,13 +50,17 @@ def rows_table(outcomes: Sequence[Outcome], rivals: Sequence[str], width: int) -
     for heading in headings:
         is_text = heading in ("row", "mode", "T,B,I,H")
         table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading != "row")
+    regions = any(outcome.row.device == "cuda" for outcome in outcomes)
+    if regions:
+        table.add_column("cuDNN", no_wrap=True)
     for outcome in outcomes:
         row = outcome.row
         shape = f"{row.T},{row.B},{row.I},{row.H}"
         name = row.name.replace(f" {shape}", "") if wide else row.name
         own = _own_cells(outcome)
         own = [shape, *own] if wide else [own[0], own[3]]
-        table.add_row(escape(name), row.mode, *own, *(_rival_cell(outcome, rival, wide) for rival in rivals))
+        region = [cudnn_region(row)] if regions else []
+        table.add_row(escape(name), row.mode, *own, *(_rival_cell(outcome, rival, wide) for rival in rivals), *region)
     return table
 
 

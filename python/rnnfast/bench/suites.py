@@ -126,20 +126,33 @@ def _gpu() -> Iterator[Row]:
     """About 150 rows: DeepBench, one row or more for each region of cuDNN's dispatch, ragged, bidirectional, B = 1."""
     for cell, shape in _DEEPBENCH:
         yield from _gpu_rows(cell, shape, ("float32", "float16"))
-    for cell in CELLS:  # small: one block or one cluster for a slice of the batch
+    for batch_size in (1, 16, 64):  # small: one block or one cluster for a slice of the batch
         for hidden_size in (128, 256, 512):
-            for batch_size in (1, 16, 64):
-                yield from _gpu_rows(cell, (256, batch_size, hidden_size, hidden_size), ("bfloat16",))
+            yield from _gpu_rows("lstm", (256, batch_size, hidden_size, hidden_size), ("bfloat16",))
+    for cell in ("gru", "rnn"):
+        for batch_size, hidden_size in ((1, 128), (64, 128), (16, 256), (64, 512)):
+            yield from _gpu_rows(cell, (256, batch_size, hidden_size, hidden_size), ("bfloat16",))
     yield from _gpu_rows("lstm", (256, 16, 768, 768), ("float16", "float32"))  # cuDNN's best box
-    for batch_size in (1, 16, 64, 128):  # grid-persistent
+    for batch_size in (1, 16, 64):  # grid-persistent
         for hidden_size in (1024, 2048):
             yield from _gpu_rows("lstm", (128, batch_size, hidden_size, hidden_size), ("bfloat16",))
-    for cell in CELLS:  # what cuDNN runs a launch a step: ragged, bidirectional, odd sizes; and double precision
+    for cell in CELLS:
+        yield from _gpu_rows(cell, (256, 64, 128, 128), ("float32",))
+        yield from _gpu_rows(cell, (256, 64, 8, 256), ("float32", "bfloat16"))  # next to no input product
+        # What cuDNN runs a launch a step: ragged, bidirectional, odd sizes; and double precision.
         yield from _gpu_rows(cell, (200, 64, 256, 256), ("float32", "bfloat16"), ragged=0.5)
         yield from _gpu_rows(cell, (200, 32, 256, 256), ("bfloat16",), bidirectional=True)
         yield from _gpu_rows(cell, (200, 7, 97, 97), ("float32",))
         yield from _gpu_rows(cell, (100, 16, 128, 128), ("float64",))
         yield from _rows("gpu", cell, (1, 1, 128, 128), ["step"], device="cuda")
+
+
+def gpu_grid() -> list[Row]:
+    """Every cell, dtype, B and I = H of interest, both modes, for `bench/gpu.sh --full`."""
+    shapes = [(128, batch, size, size) for size in (128, 256, 512, 1024, 2048) for batch in (1, 16, 64, 128, 256)]
+    return [
+        row for cell in CELLS for shape in shapes for row in _gpu_rows(cell, shape, ("float32", "float16", "bfloat16"))
+    ]
 
 
 def _gpu_rows(cell: str, shape: Shape, dtypes: Iterable[str], **options: Any) -> Iterator[Row]:

@@ -100,21 +100,19 @@ def run_for(job: Job, seconds: float) -> None:
     job.call()
     while time.perf_counter() < end:
         job.call()
-    job.sync()
+    job.clock.sync()
 
 
 def time_batch(job: Job, repeats: int) -> float:
     """Seconds a call, the mean of `repeats`; no garbage is collected meanwhile."""
-    call = job.call
-    job.sync()
+    call, clock = job.call, job.clock
     gc.collect()
     gc.disable()
     try:
-        start = time.perf_counter()
+        clock.start()
         for _ in range(repeats):
             call()
-        job.sync()
-        return (time.perf_counter() - start) / repeats
+        return clock.stop() / repeats
     finally:
         gc.enable()
 

@@ -17,6 +17,7 @@ Line = dict[str, Any]
 # NumPy's products are small here, and its waiting threads would only take the cores from the kernels' own.
 _ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _WORKER = ["-m", "rnnfast.cli.selftest_worker"]
+CUDA = "cuda"  # in the place of an instruction set
 
 
 @click.command("selftest")
@@ -24,14 +25,14 @@ _WORKER = ["-m", "rnnfast.cli.selftest_worker"]
 def command(as_json: bool) -> None:
     """Check every kernel on this machine against the reference.
 
-    Each instruction set in a process of its own: every cell and dtype, odd sizes, lengths, resets, layers, directions,
-    projection, dropout, all results and all gradients. Exit status 1 on a failure.
+    Each instruction set in a process of its own, and the CUDA engine where CuPy sees a GPU: every cell and dtype, odd sizes,
+    lengths, resets, layers, directions, projection, dropout, all results and all gradients. Exit status 1 on a failure.
     """
     from .. import _core, reference
     from .console import make_console, progress_bar
     from .selftest_cases import DTYPES
 
-    isas = list(_core.isas())
+    isas = [*_core.isas(), *([CUDA] if can_run_cuda() else [])]
     console = make_console()
     lines: list[Line] = []
     with progress_bar(console, len(isas) * len(reference.CELLS) * len(DTYPES)) as (tell, advance):
@@ -44,6 +45,12 @@ def command(as_json: bool) -> None:
     else:
         _print(console, lines)
     sys.exit(int(failed))
+
+
+def can_run_cuda() -> bool:
+    from .. import _device
+
+    return _device.unavailable() is None and _device.no_array_module() is None
 
 
 def run_isa(isa: str, advance: Callable[[], None]) -> list[Line]:
@@ -87,9 +94,10 @@ def passes(line: Line) -> bool:
 @contextmanager
 def _worker(isa: str) -> Iterator[subprocess.Popen[str]]:
     paths = os.pathsep.join(path for path in sys.path if path)
+    chosen = {} if isa == CUDA else {"RNNFAST_ISA": isa}
     process = subprocess.Popen(
-        [sys.executable, *_WORKER],
-        env={**os.environ, **_ONE_BLAS_THREAD, "RNNFAST_ISA": isa, "PYTHONPATH": paths},
+        [sys.executable, *_WORKER, *([CUDA] if isa == CUDA else [])],
+        env={**os.environ, **_ONE_BLAS_THREAD, **chosen, "PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .. import functional, reference
+from .. import _device, functional, reference
 
 Array = np.ndarray[Any, Any]
 Results = dict[str, Array]
@@ -81,11 +81,13 @@ def tolerances(dtype: str, peer: tuple[float, float]) -> tuple[float, float]:
     return max(least, _PEER_FACTOR * peer[0]), max(least, _PEER_FACTOR * peer[1])
 
 
-def compare(cell: str, case: Case, dtype: str) -> tuple[tuple[float, float], tuple[float, float]]:
+def compare(
+    cell: str, case: Case, dtype: str, on_device: bool = False
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Worst normwise errors (forward, gradients) of the kernels, and of the reference run in `dtype`."""
     arguments = _draw(cell, case, dtype)
     truth = _results(reference, cell, case, _as_type(arguments, "float64"))
-    kernels = _results(functional, cell, case, arguments)
+    kernels = _on_device(cell, case, arguments) if on_device else _results(functional, cell, case, arguments)
     peer = truth if dtype == "float64" else _results(reference, cell, case, arguments)
     return _worst(kernels, truth), _worst(peer, truth)
 
@@ -136,6 +138,13 @@ def _results(engine: Any, cell: str, case: Case, arguments: dict[str, Any]) -> R
     return found
 
 
+def _on_device(cell: str, case: Case, arguments: dict[str, Any]) -> Results:
+    """The CUDA kernels' results, by CuPy."""
+    arrays: Any = _device.array_module()
+    found = _results(functional, cell, case, _mapped(arguments, arrays.asarray))
+    return {name: getattr(arrays, "asnumpy", np.asarray)(value) for name, value in found.items()}
+
+
 def _draw(cell: str, case: Case, dtype: str) -> dict[str, Any]:
     """The arguments of a case, the same at every call."""
     rng = np.random.default_rng([case.seed, case.seq_len, case.batch_size, case.input_size, case.hidden_size])
@@ -179,9 +188,13 @@ def _draw(cell: str, case: Case, dtype: str) -> dict[str, Any]:
 
 
 def _as_type(value: Any, dtype: str) -> Any:
+    return _mapped(value, lambda array: array.astype(dtype))
+
+
+def _mapped(value: Any, convert: Callable[[Array], Any]) -> Any:
     """A nest of arrays with the floating-point ones converted."""
     if isinstance(value, dict):
-        return {name: _as_type(part, dtype) for name, part in value.items()}
+        return {name: _mapped(part, convert) for name, part in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_as_type(part, dtype) for part in value)
-    return value.astype(dtype) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+        return type(value)(_mapped(part, convert) for part in value)
+    return convert(value) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value

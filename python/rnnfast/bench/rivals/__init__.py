@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
+from ..clock import Clock, HostClock
 from ..rows import Row
 
 LIBRARIES = ("rnnfast", "torch", "onnxruntime", "jax", "numpy")
@@ -47,12 +48,12 @@ class Setup:
 @dataclass
 class Job:
     """A prepared row. `call` is what is timed; `result` starts from the initial state and returns what is checked:
-    output, hn (cn), and for training grad_x and grad_<weight name>; `sync` waits for the device.
+    output, hn (cn), and for training grad_x and grad_<weight name>; `clock` times a batch of calls.
     """
 
     call: Callable[[], Any]
     result: Callable[[], dict[str, Array]]
-    sync: Callable[[], None] = lambda: None
+    clock: Clock = field(default_factory=HostClock)
 
 
 def is_known(name: str) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..arrays import Array, Arrays
+from ..gpu import make_clock, torch_device
 from ..rows import Row
 from . import Job, Setup, Unsupported, named_states, reset_times
 
@@ -22,7 +23,7 @@ State = tuple[torch.Tensor, ...]
 
 
 def available(device: str) -> str | None:
-    return None if device == "cpu" or torch.cuda.is_available() else "torch sees no CUDA device"
+    return None if torch_device(device) == "cpu" or torch.cuda.is_available() else "torch sees no CUDA device"
 
 
 def version() -> str:
@@ -33,32 +34,44 @@ def prepare(row: Row, arrays: Arrays, setup: Setup) -> Job:
     if row.reset and (row.bidirectional or row.ragged):
         raise Unsupported("resets in a ragged or bidirectional batch have no form in PyTorch's layers")
     torch.set_num_threads(setup.threads)
+    if setup.variant == "tf32" and row.dtype != "float32":
+        raise Unsupported("TF32 is for float32 rows")
     if setup.device == "cuda":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = setup.variant == "tf32"
-    network = _Network(row, arrays, setup)
-    sync = torch.cuda.synchronize if setup.device == "cuda" else lambda: None
-    jobs = {"infer": network.infer_job, "train": network.train_job, "step": network.step_job}
-    call, result = jobs[row.mode]()
-    return Job(call, result, sync)
+    return Network(row, arrays, setup).job()
 
 
-class _Network:
-    """The layer of one row with its inputs as tensors, and a callable pair for each mode."""
+class Network:
+    """The layer of one row with its inputs as tensors, and a callable pair for each mode.
+
+    Any module with torch.nn's recurrent classes will do.
+    """
+
+    library: Any = torch.nn
 
     def __init__(self, row: Row, arrays: Arrays, setup: Setup) -> None:
-        self.row, self.device = row, setup.device
+        self.row, self.device = row, torch_device(setup.device)
+        self.clock = make_clock(row.mode, setup.device)
         self.dtype = getattr(torch, "bfloat16" if setup.variant == "bf16" else row.dtype)
         self.layer = self._make_layer(arrays)
-        self.x = self._send(arrays.x)
-        self.hx = tuple(self._send(state) for state in arrays.hx)
-        self.grad_output = self._send(arrays.grad_output)
+        self.x = self.send(arrays.x)
+        self.hx = tuple(self.send(state) for state in arrays.hx)
+        self.grad_output = self.send(arrays.grad_output)
+        self.take_options(arrays)
+
+    def take_options(self, arrays: Arrays) -> None:
+        """Lengths and resets, as the library wants them."""
         self.lengths = None if arrays.lengths is None else torch.from_numpy(arrays.lengths)
         self.cuts: list[tuple[slice, torch.Tensor]] = []
         if arrays.reset is not None:
             times = reset_times(arrays.reset)
-            for start, stop in zip(times, [*times[1:], row.T], strict=True):
+            for start, stop in zip(times, [*times[1:], self.row.T], strict=True):
                 keep = torch.from_numpy(~arrays.reset[start])[:, None].to(self.device)
                 self.cuts.append((slice(start, stop), keep))
+
+    def job(self) -> Job:
+        jobs = {"infer": self.infer_job, "train": self.train_job, "step": self.step_job}
+        return Job(*jobs[self.row.mode](), self.clock)
 
     def infer_job(self) -> tuple[Callable[[], Any], Callable[[], dict[str, Array]]]:
         self.layer.eval()
@@ -69,7 +82,7 @@ class _Network:
 
         def result() -> dict[str, Array]:
             output, state = call()
-            return self._named(output, state)
+            return self.named(output, state)
 
         return call, result
 
@@ -86,8 +99,8 @@ class _Network:
 
         def result() -> dict[str, Array]:
             output, state = call()
-            grads = {f"grad_{name}": _fetch(p.grad) for name, p in self.layer.named_parameters()}
-            return {**self._named(output, state), "grad_x": _fetch(self.x.grad), **grads}
+            grads = {f"grad_{name}": fetch(p.grad) for name, p in self.layer.named_parameters()}
+            return {**self.named(output, state), "grad_x": fetch(self.x.grad), **grads}
 
         return call, result
 
@@ -106,7 +119,7 @@ class _Network:
             nonlocal state
             state = self.hx
             output = torch.cat([call(x) for x in inputs])
-            return self._named(output, state)
+            return self.named(output, state)
 
         return call, result
 
@@ -124,30 +137,30 @@ class _Network:
             outputs.append(output)
         return torch.cat(outputs), state
 
-    def run(self, x: Any, state: State) -> tuple[Any, State]:
+    def run(self, x: Any, state: State, **options: Any) -> tuple[Any, State]:
         if self.row.cell == "lstm":
-            return self.layer(x, state)
-        output, final = self.layer(x, state[0])
+            return self.layer(x, state, **options)
+        output, final = self.layer(x, state[0], **options)
         return output, (final,)
 
     def _make_layer(self, arrays: Arrays) -> torch.nn.RNNBase:
         row = self.row
-        kinds = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN, "rnn_relu": torch.nn.RNN}
         extra = {"nonlinearity": "relu"} if row.cell == "rnn_relu" else {}
-        layer = kinds[row.cell](row.I, row.H, row.layers, bidirectional=row.bidirectional, **extra)
+        kind = getattr(self.library, row.family.upper())
+        layer: torch.nn.RNNBase = kind(row.I, row.H, row.layers, bidirectional=row.bidirectional, **extra)
         with torch.no_grad():
             for name, parameter in layer.named_parameters():
                 parameter.copy_(torch.from_numpy(arrays.weights[name]))
         return layer.to(self.device, self.dtype)
 
-    def _send(self, array: Array) -> torch.Tensor:
+    def send(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, self.dtype)
 
-    def _named(self, output: torch.Tensor, state: State) -> dict[str, Array]:
-        return {"output": _fetch(output), **named_states(self.row, [_fetch(part) for part in state])}
+    def named(self, output: torch.Tensor, state: State) -> dict[str, Array]:
+        return {"output": fetch(output), **named_states(self.row, [fetch(part) for part in state])}
 
 
-def _fetch(tensor: torch.Tensor | None) -> Array:
+def fetch(tensor: torch.Tensor | None) -> Array:
     assert tensor is not None
     tensor = tensor.detach().cpu()
     return np.array((tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy())

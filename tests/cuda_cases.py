@@ -1,0 +1,190 @@
+"""What the tests of the CUDA engine share, emulated or on a device: the cases, where arrays lie, and the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+import rnnfast
+from reference_cases import Arrays, Case, cases, make, normwise_error, options, poison_padding, results
+from rnnfast import functional, reference
+from test_kernels import CELLS, PARAMETERS, case_of, check
+
+HALF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # half a unit in the last place of 1
+DTYPES = ("float64", "float32", *HALF)
+
+# (dtype, path): float32 has persistent kernels, everything else a launch for each step.
+PATHS = [("float64", ""), ("float32", ""), ("float32", "generic")]
+
+PERSISTENT_SIZES: list[dict[str, Any]] = [
+    {"T": 3, "B": 141, "H": 9, "lengths": True, "reset": 0.2, "reset_state": "rows"},  # four sequences in a block
+    {"T": 3, "B": 2, "H": 140, "lengths": True},  # for the LSTM, more in registers and fewer threads
+    {"T": 2, "B": 135, "H": 67},
+    {"T": 7, "B": 3, "H": 97, "lengths": (0, 7, 2), "reset": 0.3},
+    {"T": 2, "B": 1, "H": 311},  # for the vanilla RNN a persistent kernel still
+]
+
+# Odd sizes, and some beyond one tile of 16 (a step's) and of 64 (a large product's), each way.
+SIZES = [(1, 1, 1, 1), (3, 17, 5, 33), (7, 1, 65, 16), (2, 33, 16, 15), (31, 3, 1, 17), (5, 70, 3, 2), (2, 2, 130, 48)]
+
+EMPTY = [(3, 0), (0, 3), (0, 0)]
+
+# For test functions with hypothesis: fixtures are set once for all examples, and that is enough.
+RANDOM = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+# ---- where arrays lie ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """A library and a device. `send` takes a NumPy array there, in a dtype; `fetch` brings it back, 16 bits as float64."""
+
+    name: str
+    dtypes: tuple[str, ...]
+    send: Callable[[Any, str], Any]
+    fetch: Callable[[Any], Any]
+
+    def arrays(self, case: Case) -> Arrays:
+        """The arrays of a case, rounded to its dtype."""
+        return make(in_numpy(case)).map(lambda a: self.send(a, case.dtype))
+
+    def fetched(self, found: dict[str, Any]) -> dict[str, Any]:
+        return {name: self.fetch(value) for name, value in found.items()}
+
+    def run(self, case: Case, arrays: Arrays | None = None, **keywords: Any) -> dict[str, Any]:
+        """All results of the engine on the case, as NumPy arrays."""
+        return self.fetched(results(functional, case, self.arrays(case) if arrays is None else arrays, **keywords))
+
+
+def in_numpy(case: Case) -> Case:
+    """NumPy has no bfloat16, and float16 is drawn as it is: both from the same numbers."""
+    return replace(case, dtype="float64") if case.dtype in HALF else case
+
+
+NUMPY = Place("numpy", ("float64", "float32"), lambda a, dtype: a.astype(dtype), lambda a: a)
+
+
+def torch_place(device: str) -> Place:
+    torch = pytest.importorskip("torch")
+
+    def send(array: Any, dtype: str) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, getattr(torch, dtype))
+
+    def fetch(tensor: Any) -> Any:
+        tensor = tensor.detach().cpu()
+        return (tensor.double() if str(tensor.dtype).removeprefix("torch.") in HALF else tensor).numpy()
+
+    return Place("torch", DTYPES, send, fetch)
+
+
+def cupy_place() -> Place:
+    """Without bfloat16, which NumPy lacks."""
+    cupy = pytest.importorskip("cupy")
+
+    def fetch(array: Any) -> Any:
+        found = cupy.asnumpy(array)
+        return found.astype("float64") if str(found.dtype) in HALF else found
+
+    return Place("cupy", DTYPES[:3], lambda a, dtype: cupy.asarray(a.astype(dtype)), fetch)
+
+
+# ---- comparisons with the float64 truth -----------------------------------------------------------------------------
+
+
+def check_on(place: Place, case: Case, grad_floor: float = 0.0, slack: float = 1.0) -> None:
+    """As `test_kernels.check`; 16-bit results against the truth of the very numbers that were rounded."""
+    if case.dtype in HALF:
+        check_half(place, case)
+    else:
+        check(case, place.run(case), grad_floor, slack)
+
+
+def check_half(place: Place, case: Case) -> None:
+    """What is stored is rounded at every step, so that the error grows with the steps and the layers."""
+    arrays = place.arrays(case)
+    truth = results(reference, in_numpy(case), arrays.map(lambda a: place.fetch(a).astype("float64")))
+    found = results(functional, case, arrays)
+    assert found.keys() == truth.keys()
+    for name, value in place.fetched(found).items():
+        assert str(found[name].dtype).removeprefix("torch.") == case.dtype
+        kink = "relu" in case.cell and name.startswith("grad")
+        error = (mean_error if kink else normwise_error)(value, truth[name], 0.1) / HALF[case.dtype]
+        limit = 100 if kink else 12
+        assert error <= limit, f"{name}: expected an error up to {limit} epsilon, got {error:.1f}"
+
+
+def mean_error(found: Any, truth: Any, floor: float) -> float:
+    """In the 2-norm: where rounding turns the sign of a pre-activation, the derivative of ReLU jumps in single places."""
+    return float(np.linalg.norm(found - truth) / max(floor, np.linalg.norm(truth)))
+
+
+def odd_size(cell: str, T: int, B: int, I: int, H: int, dtype: str = "") -> Case:  # noqa: E741
+    number = T + B + I + H
+    case = case_of(cell, T=T, B=B, I=I, H=H, dtype=dtype or DTYPES[number % 2], seed=number, lengths=B > 2)
+    return replace(case, bidirectional=number % 3 == 0, proj=(H + 1) // 2 if case.has_c and H > 1 else 0)
+
+
+def random_cases(max_work: int, max_steps: int) -> st.SearchStrategy[Case]:
+    return cases(cells=CELLS, dtypes=("float64", "float32"), max_work=max_work, max_steps=max_steps)
+
+
+def check_random(place: Place, case: Case) -> None:
+    if case.weight_scale > 1:  # the error of a chaotic network grows with every step
+        case = replace(case, T=min(case.T, 4))
+    case = replace(case, parameters=PARAMETERS[case.cell])
+    arrays = make(case)
+    arrays = poison_padding(case, arrays) if case.lengths else arrays
+    check(case, place.run(case, arrays.map(lambda a: place.send(a, case.dtype))), grad_floor=1.0, slack=4)
+
+
+def check_clamped_lengths(place: Place, cell: str) -> None:
+    """On the device no value can be refused without waiting for it."""
+    case = case_of(cell, T=4, B=4, lengths=(4, 0, 2, 4))
+    arrays = place.arrays(case)
+    expected = place.run(case, arrays)
+    found = place.run(case, replace(arrays, lengths=place.send(np.array([9, -3, 2, 4]), "int32")))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    with pytest.raises(ValueError, match="lengths: expected values within"):
+        place.run(case, replace(arrays, lengths=np.array([9, 0, 2, 4])))
+
+
+def plan_of(place: Place, case: Case) -> str:
+    arrays = place.arrays(case)
+    *_, context = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
+    return str(context.plan)
+
+
+# ---- modules -------------------------------------------------------------------------------------------------------
+
+
+def everything_of(kind: str, device: str, send: Callable[[Any], Any]) -> list[Any]:
+    """What a layer of rnnfast gives on a device: training, evaluation with packed weights, a stream, one sequence."""
+    rng = np.random.default_rng(1)
+    x, grad = send(rng.standard_normal((4, 2, 3))), send(rng.standard_normal((4, 2, 5)))
+    layer = getattr(rnnfast, kind)(3, 5, 2, dtype="float64", device=device, seed=7)
+    head = rnnfast.Linear(5, 2, dtype="float64", device=device, seed=8)
+    assert layer.device == device
+    output, state = layer(x, lengths=[4, 2])
+    found = [output, state, head(output), layer.backward(grad)]
+    found += [p.grad for p in layer.parameters()]
+    assert ("GPU" in rnnfast.explain(layer, x)) == (device == "cuda")
+    layer.eval()
+    found += [layer(x), layer(x[:, 0], reset=[False, True, False, False])]
+    with layer.stream(2) as stream:
+        found += [stream.step(x[0]), stream.step(x[1], reset=[True, False]).copy()]
+        stream.reorder([1, 1])
+        found += [stream.fork().step(x[2]), stream.state]
+    return found

@@ -1,0 +1,415 @@
+"""The CUDA engine on a GPU, by PyTorch and CuPy: what the emulated tests ask, and what no emulator shows.
+
+The truth is the reference in float64 on the numbers that the engine got. `bench/gpu.sh` runs this file where a GPU is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+import rnnfast
+from cuda_cases import (
+    DTYPES,
+    EMPTY,
+    HALF,
+    PERSISTENT_SIZES,
+    RANDOM,
+    SIZES,
+    Place,
+    check_clamped_lengths,
+    check_on,
+    check_random,
+    cupy_place,
+    everything_of,
+    odd_size,
+    plan_of,
+    random_cases,
+    torch_place,
+)
+from reference_cases import Arrays, Case, flatten, map_arrays, options
+from rnnfast import _device, functional
+from test_kernels import CELLS, assert_same, case_of, variants
+
+if _device.unavailable() is not None:
+    pytest.skip("there is no CUDA device that rnnfast._cuda runs on", allow_module_level=True)
+
+import torch
+
+import rnnfast.torch as rt
+import torch_cases
+from rnnfast import _cuda
+
+DEVICE = "cuda"
+PATHS = [(dtype, "") for dtype in DTYPES] + [("float32", "generic")]  # float32 has persistent kernels too
+
+
+@pytest.fixture(autouse=True)
+def best_path() -> Iterator[None]:
+    yield
+    _cuda.set_path("")
+
+
+@pytest.fixture(params=["torch", "cupy"])
+def place(request: pytest.FixtureRequest) -> Place:
+    return torch_place(DEVICE) if request.param == "torch" else cupy_place()
+
+
+@pytest.fixture
+def tensors() -> Place:
+    return torch_place(DEVICE)
+
+
+# ---- every cell, dtype and option ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "path"), PATHS)
+@pytest.mark.parametrize("case", variants())
+def test_options(case: Case, dtype: str, path: str, tensors: Place) -> None:
+    _cuda.set_path(path)
+    check_on(tensors, replace(case, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+@pytest.mark.parametrize("case", variants("plain", "reset_to_shared", "everything"))
+def test_options_of_cupy(case: Case, dtype: str) -> None:
+    check_on(cupy_place(), replace(case, dtype=dtype))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("sizes", PERSISTENT_SIZES)
+def test_sizes_of_persistent_kernels(cell: str, sizes: dict[str, Any], tensors: Place) -> None:
+    check_on(tensors, case_of(cell, **sizes, bidirectional=True, dtype="float32", hx=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_odd_sizes(cell: str, size: tuple[int, int, int, int], dtype: str, tensors: Place) -> None:
+    check_on(tensors, odd_size(cell, *size, dtype=dtype), grad_floor=0.1, slack=2 if size[3] == 1 else 1)
+
+
+@pytest.mark.parametrize(("T", "B"), EMPTY)
+@pytest.mark.parametrize("cell", CELLS)
+def test_empty(cell: str, T: int, B: int, place: Place) -> None:
+    more = {"num_layers": 2, "bidirectional": True, "lengths": True, "reset": 0.3, "reset_state": "rows"}
+    check_on(place, case_of(cell, T=T, B=B, **more))
+
+
+@pytest.mark.parametrize(("T", "H"), [(2048, 33), (1000, 128)])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_long_sequences(cell: str, dtype: str, T: int, H: int, tensors: Place) -> None:
+    more = {"lengths": True, "reset": 0.01, "return_states": False}
+    check_on(tensors, case_of(cell, T=T, B=3, I=7, H=H, dtype=dtype, **more), slack=2)
+
+
+@given(random_cases(max_work=300_000, max_steps=97))
+@RANDOM
+def test_random_configurations(case: Case) -> None:
+    check_random(torch_place(DEVICE), case)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_many_steps(cell: str, tensors: Place) -> None:
+    """T beyond 65,535, where a grid's other dimensions end: in two halves, which carry the state over, and at once."""
+    case = case_of(cell, T=70_000, B=2, I=2, H=3, return_states=False, dtype="float32")
+    arrays = tensors.arrays(case)
+
+    def run(x: Any, hx: Any) -> Any:
+        return functional.forward(cell, x, hx, arrays.weights, training=False, **parameters)[:2]
+
+    parameters = dict(case.parameters)
+    whole, last = run(arrays.x, arrays.hx)
+    first, state = run(arrays.x[:40_000], arrays.hx)
+    second, end = run(arrays.x[40_000:], state)
+    assert torch.equal(whole, torch.cat([first, second]))
+    assert all(map(torch.equal, flatten(last), flatten(end)))
+    gradients = tensors.run(case, arrays)
+    assert all(np.isfinite(value).all() for value in gradients.values())
+
+
+# ---- errors beside cuDNN's -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_errors_beside_cudnn(kind: str, dtype: str) -> None:
+    """The worst over some seeds, against float64 on the CPU: at most twice cuDNN's without TF32, or some epsilon."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    worst: dict[str, dict[str, float]] = {"theirs": {}, "ours": {}}
+    for seed in range(8):
+        torch.manual_seed(seed)
+        theirs = getattr(torch.nn, kind)(24, 40, dtype=getattr(torch, dtype))
+        x = torch.randn(50, 9, 24).to(theirs.weight_hh_l0.dtype)
+        exact = truth_of(theirs, x)
+        ours = rt.convert(copy.deepcopy(theirs))
+        for name, module in (("theirs", theirs), ("ours", ours)):
+            for key, value in results_of(module.to(DEVICE), x.to(DEVICE)).items():
+                error = torch_cases.error(value.cpu(), exact[key], 0.1)
+                worst[name][key] = max(worst[name].get(key, 0.0), error)
+    epsilon = HALF.get(dtype, 2.0**-24)
+    for key, error in worst["ours"].items():
+        limit = max(2 * worst["theirs"][key], 8 * epsilon)
+        assert error <= limit, f"{key}: expected an error up to {limit:.1e}, got {error:.1e}"
+
+
+def results_of(module: Any, x: Any) -> dict[str, Any]:
+    """Output and gradients of the sum of its squares."""
+    x = x.detach().requires_grad_()
+    module.zero_grad()
+    output, _ = module(x)
+    output.backward(output.detach())
+    return {"output": output.detach(), "x": x.grad} | {n: p.grad.clone() for n, p in module.named_parameters()}
+
+
+def truth_of(layer: Any, x: Any) -> dict[str, Any]:
+    exact = type(layer)(layer.input_size, layer.hidden_size, dtype=torch.float64)
+    exact.load_state_dict({name: value.double() for name, value in layer.state_dict().items()})
+    return results_of(exact, x.double())
+
+
+# ---- the same bits -------------------------------------------------------------------------------------------------
+
+LARGE = [
+    {"T": 40, "B": 150, "I": 70, "H": 97, "lengths": True, "reset": 0.05, "bidirectional": True},
+    {"T": 9, "B": 33, "I": 200, "H": 520, "num_layers": 2},
+]
+
+
+@pytest.mark.parametrize(("dtype", "path"), PATHS)
+@pytest.mark.parametrize("sizes", LARGE)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_repeatable(cell: str, sizes: dict[str, Any], dtype: str, path: str, tensors: Place) -> None:
+    _cuda.set_path(path)
+    case = case_of(cell, **sizes, dtype=dtype)
+    arrays = tensors.arrays(case)
+    first = tensors.run(case, arrays)
+    for _ in range(3):
+        assert_same(tensors.run(case, arrays), first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", variants("everything", "plain"))
+def test_nothing_is_read_before_it_is_written(
+    case: Case, dtype: str, tensors: Place, fresh_memory_is_nan: None
+) -> None:
+    check_on(tensors, replace(case, dtype=dtype))
+
+
+@pytest.mark.parametrize("case", variants("everything", "plain"))
+def test_inference_gives_the_same_bits(case: Case, tensors: Place) -> None:
+    case = replace(case, dropout=0.0, dtype="float32")
+    arrays = tensors.arrays(case)
+    whole = tensors.run(case, arrays)
+    for name, value in tensors.run(case, arrays, backward=False).items():
+        np.testing.assert_array_equal(value, whole[name], err_msg=name)
+
+
+# ---- small shapes for compute-sanitizer ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "path"), [("float32", ""), ("float32", "generic"), ("bfloat16", "")])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_small(cell: str, dtype: str, path: str, tensors: Place) -> None:
+    """Two layers, both directions, ragged, resets: every kernel in one call, in little time."""
+    _cuda.set_path(path)
+    more = {"num_layers": 2, "bidirectional": True, "dropout": 0.3, "lengths": (3, 0, 5), "reset": 0.2}
+    check_on(tensors, case_of(cell, T=5, B=3, I=7, H=21, dtype=dtype, **more))
+
+
+def test_small_projection(tensors: Place) -> None:
+    check_on(tensors, case_of("lstm", T=4, B=3, I=7, H=21, proj=5, dtype="float32", reset=0.3, reset_state="rows"))
+
+
+def test_small_blocks_of_four_sequences(tensors: Place) -> None:
+    check_on(tensors, case_of("gru", T=3, B=150, I=3, H=17, dtype="float32", return_states=False))
+
+
+# ---- streams and graphs --------------------------------------------------------------------------------------------
+
+DELAY = 100_000_000  # clock cycles: tens of milliseconds, within which the host has long gone on
+
+
+def forward_and_backward(case: Case, arrays: Arrays) -> list[Any]:
+    output, state, *_, context = functional.forward(
+        case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays)
+    )
+    return [output, state, functional.backward(context, arrays.grad_output, arrays.grad_state)]
+
+
+def stream_case(dtype: str) -> Case:
+    return case_of("lstm", T=20, B=5, I=16, H=32, dtype=dtype, return_states=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_torch_stream(dtype: str, tensors: Place) -> None:
+    """On a stream that is busy the call waits for what lies before it there; on another stream it would read NaN."""
+    case = stream_case(dtype)
+    arrays = tensors.arrays(case)
+    expected = forward_and_backward(case, arrays)
+    late = replace(arrays, x=torch.full_like(arrays.x, torch.nan))
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(DELAY)
+        late.x.copy_(arrays.x)
+        found = forward_and_backward(case, late)
+        assert not stream.query(), "expected the call to return before the device has done it"
+    stream.synchronize()
+    assert all(map(torch.equal, flatten(found), flatten(expected)))
+
+
+def test_cupy_stream() -> None:
+    cupy, place = pytest.importorskip("cupy"), cupy_place()
+    case = stream_case("float32")
+    arrays = place.arrays(case)
+    expected = forward_and_backward(case, arrays)
+    late = replace(arrays, x=cupy.full_like(arrays.x, cupy.nan))
+    cupy.cuda.Device().synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr)):
+            torch.cuda._sleep(DELAY)
+        late.x[...] = arrays.x
+        found = forward_and_backward(case, late)
+        assert not stream.done, "expected the call to return before the device has done it"
+        stream.synchronize()
+    for a, b in zip(flatten(found), flatten(expected), strict=True):
+        cupy.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("dtype", "path"), PATHS)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_graph(cell: str, dtype: str, path: str, tensors: Place) -> None:
+    """Forward and backward captured once, replayed with other numbers, lengths and resets: nothing waits for the host."""
+    _cuda.set_path(path)
+    sizes = {"T": 9, "B": 6, "I": 5, "H": 21, "num_layers": 2, "bidirectional": True, "dropout": 0.3, "reset": 0.2}
+    case = case_of(cell, **sizes, lengths=True, return_states=False, dtype=dtype)
+    given = [on_device(tensors.arrays(replace(case, seed=seed))) for seed in (0, 5)]
+    expected = [forward_and_backward(case, arrays) for arrays in given]
+    captured = on_device(tensors.arrays(case))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = forward_and_backward(case, captured)
+    for i in (1, 0, 1):
+        for target, source in zip(tensors_in(captured), tensors_in(given[i]), strict=True):
+            target.copy_(source)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(map(torch.equal, flatten(found), flatten(expected[i])))
+
+
+def tensors_in(arrays: Arrays) -> list[Any]:
+    return list(flatten(list(vars(arrays).values())))
+
+
+def on_device(arrays: Arrays) -> Arrays:
+    """Lengths and resets too: a copy from the host has no place in a graph."""
+    moved = {n: torch.from_numpy(np.ascontiguousarray(getattr(arrays, n))).to(DEVICE) for n in ("lengths", "reset")}
+    return replace(arrays, **moved)
+
+
+def test_graph_of_a_module() -> None:
+    """Through autograd, as torch.cuda.make_graphed_callables captures it."""
+    torch.manual_seed(0)
+    layer = rt.LSTM(6, 24, 2).to(DEVICE)
+    sample = torch.randn(7, 4, 6, device=DEVICE, requires_grad=True)
+    x = torch.randn_like(sample).requires_grad_()
+    output, _ = layer(x)
+    expected = [output.detach(), *torch.autograd.grad(output.sum(), [x, *layer.parameters()])]
+
+    class Output(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Any) -> Any:
+            return self.layer(x)[0]
+
+    graphed = torch.cuda.make_graphed_callables(Output(), (sample,))
+    again = graphed(x)
+    found = [again.detach().clone(), *torch.autograd.grad(again.sum(), [x, *layer.parameters()])]
+    assert all(map(torch.equal, found, expected))
+
+
+# ---- arrays --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_lengths_on_the_device_are_clamped(cell: str, place: Place) -> None:
+    check_clamped_lengths(place, cell)
+
+
+def test_arrays_of_both_libraries() -> None:
+    """With CuPy's weights, PyTorch's x comes through `__cuda_array_interface__`, or DLPack, without a copy."""
+    cupy, place = pytest.importorskip("cupy"), cupy_place()
+    case = case_of("lstm", T=6, B=3, dtype="float32", return_states=False)
+    arrays = place.arrays(case)
+    expected = forward_and_backward(case, arrays)
+    given = replace(arrays, x=torch.from_dlpack(arrays.x), grad_output=torch.from_dlpack(arrays.grad_output))
+    found = forward_and_backward(case, given)
+    for a, b in zip(flatten(found), flatten(expected), strict=True):
+        assert isinstance(a, cupy.ndarray)
+        cupy.testing.assert_array_equal(a, b)
+    with pytest.raises(TypeError, match="expected a cupy.ndarray, as the weights are"):
+        forward_and_backward(case, replace(arrays, x=cupy.asnumpy(arrays.x)))
+
+
+def test_plans(tensors: Place) -> None:
+    """float32 runs all steps in one launch where the weights fit, on this device too."""
+    assert plan_of(tensors, case_of("lstm", dtype="float32")).count("all steps in one launch") == 2
+    assert plan_of(tensors, case_of("lstm", dtype="float64")).count("a launch for each step") == 2
+
+
+# ---- modules -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_modules(kind: str) -> None:
+    """The same layer on both devices."""
+    cupy = pytest.importorskip("cupy")
+    found = list(flatten(everything_of(kind, "cuda", cupy.asarray)))
+    assert all(isinstance(a, cupy.ndarray) for a in found)
+    expected = flatten(everything_of(kind, "cpu", lambda a: a))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(cupy.asnumpy(a), b, 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_torch_layers(seed: int) -> None:
+    """The modules beside torch.nn's on the CPU, through autograd; in float64."""
+    setup = torch_cases.draw(seed)
+    theirs, ours = setup.pair()
+    given = (setup.x(), setup.state() if setup.hx else None)
+    expected = torch_cases.run(theirs, *torch_cases.requiring_grad(given))
+    moved = torch_cases.requiring_grad(map_arrays(lambda a: a.to(DEVICE), given))
+    found = torch_cases.run(ours.to(DEVICE), *moved)
+    torch_cases.assert_close({name: value.cpu() for name, value in found.items()}, expected)
+
+
+@pytest.mark.parametrize(("cell", "dtype"), product(["lstm", "gru", "rnn_tanh"], ["float32", *HALF]))
+def test_streamed_steps(cell: str, dtype: str, tensors: Place) -> None:
+    """Step after step, the bits of the sequence; but c is rounded to 16 bits between steps, as `cn` is."""
+    case = case_of(cell, T=6, B=2, I=9, H=20, num_layers=2, dtype=dtype, hx=False)
+    arrays, parameters = tensors.arrays(case), dict(case.parameters)
+    output, _, _ = functional.forward(cell, arrays.x, None, arrays.weights, num_layers=2, training=False, **parameters)
+    packed = functional.pack(cell, arrays.weights, num_layers=2, **parameters)
+    stream = functional.Stream(cell, packed, case.B, num_layers=2)
+    found = torch.stack([stream.step(x) for x in arrays.x])
+    rounded = 4 * HALF[dtype] if dtype in HALF and case.has_c else 0.0
+    torch.testing.assert_close(found, output, rtol=0, atol=rounded)
+
+
+def test_explain_and_info() -> None:
+    layer = rnnfast.LSTM(4, 8, device="cuda", seed=0)
+    cupy = pytest.importorskip("cupy")
+    assert "on the GPU; forward all steps in one launch" in rnnfast.explain(layer, cupy.ones((3, 2, 4), "float32"))
+    assert "multiprocessors" in _cuda.device_description()
