@@ -1,6 +1,7 @@
 #include "core/buffer.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -12,19 +13,27 @@ namespace rnnfast {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kMostPooled = size_t{256} << 20, kMostBlocks = 64;
+constexpr size_t kLeastPooled = size_t{256} << 20, kMostPooled = size_t{1} << 30, kMostBlocks = 64;
 
 struct Block {
   uint8_t* data;
   size_t capacity;
 };
 
+// What may be held for reuse: a sixteenth of the memory, within limits.
+size_t pool_limit() {
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
+  const size_t memory = pages > 0 && page > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(page) : 0;
+  return std::clamp(memory / 16, kLeastPooled, kMostPooled);
+}
+
 // Never destroyed: buffers of static lifetime may outlive it.
 struct Pool {
   Pool() { blocks.reserve(kMostBlocks); }  // a destructor adds to it and must not throw
   std::mutex mutex;
-  std::vector<Block> blocks;
+  std::vector<Block> blocks;  // the one that has waited longest first
   size_t bytes = 0;
+  const size_t limit = pool_limit();
 };
 Pool& pool() {
   static Pool* instance = new Pool;
@@ -67,18 +76,22 @@ Buffer::Buffer(size_t bytes) : size_(bytes) {
   allow(data_, capacity_);
 }
 
+// Into the pool, from which those go that have waited longest: the sizes of late are those of the next call.
 Buffer::~Buffer() {
   if (!data_) return;
   Pool& p = pool();
-  {
-    const std::lock_guard<std::mutex> lock(p.mutex);
-    if (p.blocks.size() < kMostBlocks && p.bytes + capacity_ <= kMostPooled) {
-      p.blocks.push_back({data_, capacity_});
-      p.bytes += capacity_;
-      return;
-    }
+  const std::lock_guard<std::mutex> lock(p.mutex);
+  if (capacity_ > p.limit) {
+    std::free(data_);
+    return;
   }
-  std::free(data_);
+  while (p.blocks.size() == kMostBlocks || p.bytes + capacity_ > p.limit) {
+    std::free(p.blocks.front().data);
+    p.bytes -= p.blocks.front().capacity;
+    p.blocks.erase(p.blocks.begin());
+  }
+  p.blocks.push_back({data_, capacity_});
+  p.bytes += capacity_;
 }
 
 size_t pooled_bytes() {
