@@ -20,6 +20,7 @@ from typing import Any
 from rnnfast.bench import plot, records, summary
 
 ROOT = Path(__file__).resolve().parent.parent
+OTHERS = {"accuracy", "instructions", "mixed", "splits", "streams"}  # records of other scripts
 MARKED = re.compile(r"(<!-- bench: (?P<name>[\w.-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -63,7 +64,7 @@ def fill(text: str, tables: dict[str, str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    files = [path for path in sorted(options.results.glob("*.json")) if path.stem != "accuracy"]  # see bench/accuracy/
+    files = [path for path in sorted(options.results.glob("*.json")) if path.stem not in OTHERS]
     found = {path.stem: records.read_json(path) for path in files}
     with_ratios = {name: content for name, content in found.items() if summary.groups(content[0])}
     tables = {name: table(*content) for name, content in with_ratios.items()}
