@@ -231,7 +231,7 @@ def test_a_tiny_run_checks_and_records(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     rows = content["rows"]
     assert len(rows) == 3 * 3 * 2
-    assert all(tuple(row) == FIELDS for row in rows)
+    assert all(tuple(row) == (*FIELDS, "floor_s") for row in rows)
     assert {row["library"] for row in rows} == {"rnnfast", "numpy"}
     assert all(row["max_error"] < 1e-5 and row["rounds"] == 1 for row in rows)
     assert all(0 < row["min_s"] <= row["median_s"] <= row["max_s"] for row in rows)
