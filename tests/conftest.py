@@ -72,13 +72,35 @@ class Sharing(NamedTuple):
         rnnfast.set_num_threads(self.threads)
 
 
+def thread_counts() -> dict[str, int]:
+    """Of rnnfast and, where a test has imported it, of PyTorch."""
+    torch = sys.modules.get("torch")
+    counts = {"torch": torch.get_num_threads()} if hasattr(torch, "get_num_threads") else {}
+    return {**counts, "rnnfast": rnnfast.get_num_threads()}
+
+
+def set_thread_counts(counts: dict[str, int]) -> None:
+    for name, count in counts.items():
+        sys.modules[name].set_num_threads(count)
+
+
+@pytest.fixture(autouse=True)
+def leaves_the_threads() -> Iterator[None]:
+    """The number of threads may change the last bits, so a test that leaves another behind would be seen in another one."""
+    before = thread_counts()
+    yield
+    after = {name: count for name, count in thread_counts().items() if name in before}
+    set_thread_counts(before)
+    assert after == before, "a test that sets the number of threads does it with `restore_sharing`"
+
+
 @pytest.fixture
 def restore_sharing() -> Iterator[None]:
-    """Whatever the test sets, later tests see the split and the number of threads of before."""
-    threads = rnnfast.get_num_threads()
+    """Whatever the test sets, later tests see the split and the numbers of threads of before."""
+    counts = thread_counts()
     yield
     _core.set_split(os.environ.get("RNNFAST_SPLIT", ""))
-    rnnfast.set_num_threads(threads)
+    set_thread_counts(counts)
 
 
 def in_force(request: pytest.FixtureRequest) -> Sharing:

@@ -180,7 +180,7 @@ def worst_error(library: str, row: Row) -> float:
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn", "rnn_relu"])
 @pytest.mark.parametrize("library", ["numpy", "rnnfast"])
-def test_numpy_and_rnnfast_agree_with_the_reference(library: str, cell: str) -> None:
+def test_numpy_and_rnnfast_agree_with_the_reference(library: str, cell: str, restore_sharing: None) -> None:
     for row in variants(cell):
         assert worst_error(library, row) < 1e-11, row
 
@@ -194,7 +194,7 @@ def test_every_gradient_is_checked() -> None:
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn", "rnn_relu"])
 @pytest.mark.parametrize("library", ["torch", "onnxruntime", "jax"])
-def test_rivals_agree_with_the_reference(library: str, cell: str) -> None:
+def test_rivals_agree_with_the_reference(library: str, cell: str, restore_sharing: None) -> None:
     pytest.importorskip(library, reason=f"{library} is not installed")
     if library == "onnxruntime":
         pytest.importorskip("onnx", reason="onnx is not installed")

@@ -32,13 +32,11 @@ EVERYTHING: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "lengths":
 
 
 @pytest.fixture
-def torch() -> Iterator[Any]:
+def torch(restore_sharing: None) -> Any:
     """PyTorch on one thread: small problems are faster that way."""
     torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield torch
-    torch.set_num_threads(threads)
+    return torch
 
 
 def torch_results(torch: Any, case: Case, arrays: Arrays) -> dict[str, Any]:

@@ -59,13 +59,9 @@ def loss_curve(lstm: Any) -> list[float]:
     return losses
 
 
-def test_same_loss_curve_as_torch():
-    threads = torch.get_num_threads()
+def test_same_loss_curve_as_torch(restore_sharing):
     torch.set_num_threads(1)  # both libraries' idle threads would spin in each other's way
-    try:
-        ours, theirs = loss_curve(rt.LSTM), loss_curve(nn.LSTM)
-    finally:
-        torch.set_num_threads(threads)
+    ours, theirs = loss_curve(rt.LSTM), loss_curve(nn.LSTM)
     assert theirs[-1] < 0.4 * theirs[0]
     assert ours == pytest.approx(theirs, abs=1e-4)
 
