@@ -237,6 +237,7 @@ RANGES: dict[str, Defect] = {
     "very_large": one_value(2**63 - 1),
     "unsigned": one_value(2**64 - 1, np.uint64),
 }
+NEEDS = ("need_grad_x", "need_grad_weights", "need_grad_state", "retain", "record")
 FLAGS: dict[str, Defect] = {
     **{k: v for k, v in INTEGERS.items() if k not in ("object", "float")},
     "half": one_value(0.5, np.float64),
@@ -506,7 +507,7 @@ def backward_subject(rng: Any, cell: str, dtype: str, consumed: bool = False) ->
         "grad_output": array(normal(rng, dtype, T, B, 2 * H), skip="none"),
         "grad_state": state(states(rng, cell, dtype, 2 * L, B)),
         "grad_states": state(states(rng, cell, dtype, T, 2 * L, B), axes=(0, 1, 2, 3)),
-        **{name: Argument(True, FLAG) for name in ("need_grad_x", "need_grad_weights", "retain", "record")},
+        **{name: Argument(True, FLAG) for name in NEEDS},
     }
     return Subject(functional.backward, arguments, [ctx])
 
@@ -688,6 +689,7 @@ def layer_backward_subject(rng: Any, name: str, dtype: str) -> Subject:
         "grad_state": state(states(rng, layer.cell, dtype, 2 * L, B)),
         "grad_states": state(states(rng, layer.cell, dtype, T, 2 * L, B), axes=(0, 1, 2, 3)),
         "need_grad_x": Argument(True, FLAG),
+        "need_grad_state": Argument(True, FLAG),
         "retain": Argument(True, FLAG),
         **grads(layer),
     }

@@ -277,12 +277,28 @@ def test_missing_gradients_are_zero(case: Case) -> None:
             padded = [tuple(h if j == k else np.zeros_like(h) for j, h in enumerate(pair)) for pair in full[1:]]
             for a, b in zip(flatten(backward(None, *halves)), flatten(backward(None, *padded)), strict=True):
                 np.testing.assert_array_equal(a, b)
-    complete = backward(*full)
-    for unwanted, missing in (("need_grad_x", 0), ("need_grad_weights", 2)):
-        found = backward(*full, **{unwanted: False})
-        assert found[missing] is None
-        for place in {0, 1, 2, 3} - {missing}:
-            for a, b in zip(flatten(found[place]), flatten(complete[place]), strict=True):
+
+
+@pytest.mark.parametrize("T", [1, None], ids=["one_step", "steps"])
+@pytest.mark.parametrize("case", variants())
+def test_what_is_not_needed(case: Case, T: int | None, few_sharings: Sharing) -> None:
+    """It is None, and the rest keeps its bits."""
+    case = replace(case, T=1, lengths=bool(case.lengths)) if T else case
+    arrays = make(case)
+
+    def backward(**wanted: bool) -> list[Any]:
+        *_, ctx = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
+        found = functional.backward(
+            ctx, arrays.grad_output, arrays.grad_state, grad_states=arrays.grad_states, **wanted
+        )
+        return [*found, ctx.grad_reset_state]
+
+    complete = backward()
+    for place, unwanted in enumerate(("need_grad_x", "need_grad_state", "need_grad_weights")):
+        found = backward(**{unwanted: False})
+        assert found[place] is None
+        for other in {0, 1, 2, 3} - {place}:
+            for a, b in zip(flatten(found[other]), flatten(complete[other]), strict=True):
                 np.testing.assert_array_equal(a, b)
 
 

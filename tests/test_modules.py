@@ -264,6 +264,11 @@ def test_need_grad_x():
     grad_x, (grad_h, grad_c) = layer.backward(output, need_grad_x=False)
     assert grad_x is None
     assert grad_h.shape == grad_c.shape == (1, B, H)
+    x = random_x(layer, np.random.default_rng(0))[:, 0]  # unbatched
+    output, _ = layer(x)
+    grad_x, grad_state = layer.backward(output, need_grad_state=False)
+    assert grad_x.shape == x.shape
+    assert grad_state is None
 
 
 def failures(layer):

@@ -46,9 +46,9 @@ class BackwardCall {
     grad_x_ = a;
   }
 
-  void initial_states() {
-    grad_h0_ = fresh(P(), args_.grad_h0);
-    if (has_cell_state_) grad_c0_ = fresh(H(), args_.grad_c0);
+  void initial_states(bool needed) {
+    if (needed) grad_h0_ = fresh(P(), args_.grad_h0);
+    if (needed && has_cell_state_) grad_c0_ = fresh(H(), args_.grad_c0);
     if (forward_.reset_h.data) grad_reset_h_ = fresh(P(), args_.grad_reset_h);
     if (forward_.reset_c.data) grad_reset_c_ = fresh(H(), args_.grad_reset_c);
   }
@@ -189,14 +189,15 @@ void ContextObject::rebind(const StackObject& stack, const py::object& x, const 
 
 py::tuple ContextObject::backward(const py::object& grad_output, const py::object& grad_hn, const py::object& grad_cn,
                                   const py::object& grad_h_all, const py::object& grad_c_all, bool need_grad_x,
-                                  bool need_grad_weights, bool retain, bool record, const py::object& grad_x) {
+                                  bool need_grad_weights, bool retain, bool record, const py::object& grad_x,
+                                  bool need_grad_state) {
   const Busy busy(busy_, "backward");
   BackwardCall call(*context_, batch_first_);
   call.grad_output(grad_output);
   call.grad_states(grad_hn, grad_cn, grad_h_all, grad_c_all);
   call.require_reserve();
   call.grad_x(need_grad_x, grad_x);
-  call.initial_states();
+  call.initial_states(need_grad_state);
   if (record) call.record();
   call.weights(weights_, need_grad_weights);
   return call.run(retain);

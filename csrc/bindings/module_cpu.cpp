@@ -26,7 +26,7 @@ PYBIND11_MODULE(_core, m) {
   py::class_<ContextObject>(m, "Context", "What a training-mode forward keeps for its backward.")
       .def("backward", &ContextObject::backward, py::arg("grad_output"), py::arg("grad_hn"), py::arg("grad_cn"),
            py::arg("grad_h_all"), py::arg("grad_c_all"), py::arg("need_grad_x"), py::arg("need_grad_weights"),
-           py::arg("retain"), py::arg("record"), py::arg("grad_x") = py::none(),
+           py::arg("retain"), py::arg("record"), py::arg("grad_x") = py::none(), py::arg("need_grad_state") = true,
            "(grad_x, grad_h0, grad_c0, [grad_weights], grad_reset_h, grad_reset_c, grad_h)")
       .def("rebind", &ContextObject::rebind, py::arg("stack"), py::arg("x"), py::arg("h0"), py::arg("c0"),
            py::arg("weights"), py::arg("reset"), py::arg("reset_h"), py::arg("reset_c"), py::arg("output"),

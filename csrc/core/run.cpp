@@ -53,13 +53,13 @@ PackedPointers<T> carve_forward(Carver& carver, const Sizes& z) {
 }
 
 template <class T>
-PackedPointers<T> carve_backward(Carver& carver, const Sizes& z, bool input) {
+PackedPointers<T> carve_backward(Carver& carver, const Sizes& z, bool input, bool recurrent) {
   PackedPointers<T> p{};
   if (input && z.narrow_input())
     p.w_ih = carver.take<T>(z.padded_h() * z.I * z.G);
   else if (input)
     p.w_ih_rows = carver.take<T>(z.padded_i() * z.G * z.H);
-  p.w_hh_rows = carver.take<T>(z.padded_p() * z.G * z.H);
+  if (recurrent) p.w_hh_rows = carver.take<T>(z.padded_p() * z.G * z.H);
   if (z.projected) p.w_hr_rows = carver.take<T>(z.padded_h() * z.P);
   return p;
 }
@@ -372,7 +372,8 @@ class BackwardBuilder {
     for (int64_t i = 0; i < config_.states(); ++i) {
       const int64_t layer = i / config_.num_directions, d = i % config_.num_directions;
       const Sizes z(config_, layer, lanes);
-      const PackedPointers<T> packed = carve_backward<T>(work, z, grad_input_[layer].data || layer > 0 || wants_x());
+      const PackedPointers<T> packed =
+          carve_backward<T>(work, z, layer > 0 || wants_x(), context_.args.steps > 1 || wants_states());
       add_jobs(jobs_, args_.weights[i], packed, z);
       if (plan_.segment) {
         forward_weights.push_back(carve_forward<T>(work, z));
@@ -388,6 +389,7 @@ class BackwardBuilder {
   }
 
   bool wants_x() const { return args_.grad_x.data != nullptr; }
+  bool wants_states() const { return args_.grad_h0.data || args_.grad_reset_h.data || args_.grad_reset_c.data; }
 
   // dL/d(input of each layer): the caller's for the first, two buffers in turn for the others if they can.
   void inputs(int64_t width, Carver& work) {

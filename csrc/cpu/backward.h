@@ -62,7 +62,7 @@ class BackwardItem {
       if (item_.projected) me_.wait();  // the next steps overwrite grad_raw
     });
     weights_.finish();
-    if (later_ != kNone) finish();
+    if (later_ != kNone && (item_.grad_h0.data || item_.carry_reset_h || item_.carry_reset_c)) finish();
     store(item_.carry_h, item_.grad_h0, item_.P, me_.out_blocks);
     store(item_.carry_reset_h, item_.grad_reset_h, item_.P, me_.out_blocks);
     if (Cell::kCellState) {

@@ -74,7 +74,8 @@ class Context:
         retain: bool,
         record: bool,
         grad_x: Any = None,
-    ) -> tuple[Any, NDArray[Any], Any, list[NDArray[Any]], Any, Any, Any]:
+        need_grad_state: bool = True,
+    ) -> tuple[Any, Any, Any, list[NDArray[Any]], Any, Any, Any]:
         """(grad_x, grad_h0, grad_c0, [grad_weights], grad_reset_h, grad_reset_c, grad_h)"""
     def rebind(
         self,

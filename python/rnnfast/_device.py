@@ -617,8 +617,12 @@ class Context:
         retain: bool,
         record: bool,
         grad_x: Any = None,
+        need_grad_state: bool = True,
     ) -> tuple[Any, ...]:
-        """(grad_x, grad_h0, grad_c0, [grad_weights], grad_reset_h, grad_reset_c, grad_h)"""
+        """(grad_x, grad_h0, grad_c0, [grad_weights], grad_reset_h, grad_reset_c, grad_h)
+
+        The gradients of the initial states are made even where they are not needed.
+        """
         if self.consumed:
             raise RuntimeError(
                 "backward: this forward's reserve has been used up by an earlier backward; give that one retain=True"

@@ -310,7 +310,8 @@ def run_backward(context: Any, *arguments: Any) -> tuple[Any, ...]:
     """``(grad_x, grad_h0, grad_c0, [grad_weights], grad_reset_h, grad_reset_c, grad_h)`` of the engine's backward.
 
     The arguments, all by position: grad_output, grad_hn, grad_cn, grad_h_all, grad_c_all, need_grad_x,
-    need_grad_weights, retain, record, and then, to be written into, grad_x. Gradients of reset states come row by row.
+    need_grad_weights, retain, record; then, to be written into, grad_x; then need_grad_state. Gradients of reset states
+    come row by row.
     """
     global _kernel_calls
     results: tuple[Any, ...] = context.backward(*arguments)
@@ -438,6 +439,7 @@ def backward(
     grad_states: Any = None,
     need_grad_x: bool = True,
     need_grad_weights: bool = True,
+    need_grad_state: bool = True,
     retain: bool = False,
     record: bool = False,
 ) -> tuple[Any, Any, Any]:
@@ -449,7 +451,7 @@ def backward(
     grad_output, grad_state, grad_states
         Gradients of what `forward` returned, in the same shapes; None, or None in a pair, is zero. `grad_output` past a
         row's length is ignored, even where it is NaN.
-    need_grad_x, need_grad_weights : bool
+    need_grad_x, need_grad_weights, need_grad_state : bool
         False skips the product and returns None.
     retain : bool
         Keep the reserve for another backward; without it a second one raises RuntimeError.
@@ -459,7 +461,7 @@ def backward(
     Returns
     -------
     grad_x : array, shape of x, or None
-    grad_state : as hx
+    grad_state : as hx, or None
     grad_weights : list of arrays in the order of the weights, or None
     """
     if not isinstance(ctx, Context):
@@ -477,12 +479,15 @@ def backward(
         check_flag("need_grad_weights", need_grad_weights),
         check_flag("retain", retain),
         check_flag("record", record),
+        None,
+        check_flag("need_grad_state", need_grad_state),
     )
     reset_h, reset_c = ctx._reset_state
     resets = _unpair(_like(grad_reset_h, reset_h), _like(grad_reset_c, reset_c), ctx.has_cell_state)
     ctx.grad_reset_state = None if reset_h is None and reset_c is None else resets
     ctx.grad_h = grad_h
-    return grad_x, _unpair(grad_h0, grad_c0, ctx.has_cell_state), grad_weights if need_grad_weights else None
+    grad_state = _unpair(grad_h0, grad_c0, ctx.has_cell_state) if need_grad_state else None
+    return grad_x, grad_state, grad_weights if need_grad_weights else None
 
 
 def _like(gradient: Any, state: Any) -> Any:

@@ -221,6 +221,7 @@ class RecurrentLayer(Recurrent):
         *,
         grad_states: Any = None,
         need_grad_x: bool = True,
+        need_grad_state: bool = True,
         retain: bool = False,
     ) -> tuple[Any, Any]:
         """Go back through the last forward in training mode; add into ``p.grad`` of every weight.
@@ -233,8 +234,8 @@ class RecurrentLayer(Recurrent):
             What lies past a row's end is ignored, NaN too.
         grad_state, grad_states : as `state` and `states`, optional
             For the LSTM either element of a pair may be None. What is missing is zero; one at least must be there.
-        need_grad_x : bool
-            False saves the gradient of x, which is None then.
+        need_grad_x, need_grad_state : bool
+            False saves the gradient of x, or that of hx, which is None then.
         retain : bool
             Keep what this needs for another `backward` through the same forward.
 
@@ -257,7 +258,12 @@ class RecurrentLayer(Recurrent):
             parameter.check_grad()
         grads = incoming(last, grad_output, grad_state, grad_states)
         grad_x, grad_hx, grad_weights = functional.backward(
-            last.context, *grads[:2], grad_states=grads[2], need_grad_x=need_grad_x, retain=retain
+            last.context,
+            *grads[:2],
+            grad_states=grads[2],
+            need_grad_x=need_grad_x,
+            need_grad_state=need_grad_state,
+            retain=retain,
         )
         for parameter, grad in zip(last.parameters, grad_weights, strict=True):
             parameter.add_grad(grad)
@@ -266,7 +272,7 @@ class RecurrentLayer(Recurrent):
             self._last = None
         if not last.unbatched:
             return grad_x, grad_hx
-        return None if grad_x is None else grad_x[:, 0], map_state(lambda s: s[:, 0], grad_hx)
+        return map_state(lambda g: g[:, 0], grad_x), map_state(lambda s: s[:, 0], grad_hx)
 
     def last_pass(self, caller: str) -> Pass:
         if self._last is None:

@@ -244,6 +244,7 @@ def backward(
         retain,
         False,
         _target(grad_x),
+        any(needs[1:3]),
     )
     found = [
         grad_x,

@@ -70,7 +70,7 @@ def _train_job(row: Row, layer: Any, inputs: tuple[Any, Any], options: Any, grad
     def call() -> tuple[Any, Any, Any]:
         layer.zero_grad()
         output, final = layer(*inputs, **options)
-        grad_x, _ = layer.backward(grad_output)
+        grad_x, _ = layer.backward(grad_output, need_grad_state=False)
         return output, final, grad_x
 
     def result() -> dict[str, Array]:
