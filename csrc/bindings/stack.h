@@ -22,8 +22,7 @@ class ContextObject {
   ContextObject(std::unique_ptr<Context> context, py::list kept, std::vector<py::object> weights, bool batch_first);
   py::tuple backward(const py::object& grad_output, const py::object& grad_hn, const py::object& grad_cn,
                      const py::object& grad_h_all, const py::object& grad_c_all, bool need_grad_x,
-                     bool need_grad_weights, bool retain, bool record, const py::object& grad_x,
-                     bool need_grad_state);
+                     bool need_grad_weights, bool retain, bool record, const py::object& grad_x, bool need_grad_state);
   size_t reserve_bytes() const { return context_->reserve_bytes(); }
   bool consumed() const { return context_->consumed; }
   std::string plan() const;

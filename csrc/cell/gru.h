@@ -19,11 +19,10 @@ struct Gru {
 
   explicit Gru(const double*) {}
 
-  RNNFAST_FN void forward(V* slot, V h_prev, V, V& h, V&) const {
-    const V r = sigmoid(slot[1]), z = sigmoid(slot[2]);
-    const V n = tanh(fma(r, slot[3], slot[0]));
-    h = fma(z, h_prev - n, n);
-    slot[0] = n, slot[1] = r, slot[2] = z;
+  RNNFAST_FN void gates(V* slot, V, V&) const { slot[1] = sigmoid(slot[1]), slot[2] = sigmoid(slot[2]); }
+  RNNFAST_FN V output(V* slot, V h_prev, V) const {
+    const V n = slot[0] = tanh(fma(slot[1], slot[3], slot[0]));
+    return fma(slot[2], h_prev - n, n);
   }
 
   RNNFAST_FN void backward(V* slot, V h_prev, V, V, V dh, V&, V& dh_prev) const {

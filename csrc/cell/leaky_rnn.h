@@ -17,9 +17,10 @@ struct LeakyRnn {
   explicit LeakyRnn(const double* parameters)
       : alpha(scalar_t<V>(parameters[0])), keep(scalar_t<V>(1 - parameters[0])) {}
 
-  RNNFAST_FN void forward(V* slot, V h_prev, V, V& h, V&) const {
+  RNNFAST_FN void gates(V*, V, V&) const {}
+  RNNFAST_FN V output(V* slot, V h_prev, V) const {
     slot[0] = F::forward(slot[0]);
-    h = fma(keep, h_prev, alpha * slot[0]);
+    return fma(keep, h_prev, alpha * slot[0]);
   }
 
   RNNFAST_FN void backward(V* slot, V, V, V, V dh, V&, V& dh_prev) const {

@@ -19,12 +19,12 @@ struct Lstm {
   explicit Lstm(const double*) {}
 
   // slot: pre-activations in, gates out.
-  RNNFAST_FN void forward(V* slot, V, V c_prev, V& h, V& c) const {
+  RNNFAST_FN void gates(V* slot, V c_prev, V& c) const {
     const V i = sigmoid(slot[0]), f = sigmoid(slot[1]), g = tanh(slot[2]), o = sigmoid(slot[3]);
     c = fma(f, c_prev, i * g);
-    h = o * tanh(c);
     slot[0] = i, slot[1] = f, slot[2] = g, slot[3] = o;
   }
+  RNNFAST_FN V output(V* slot, V, V c) const { return slot[3] * tanh(c); }
 
   // slot: gates in, their gradients (of the pre-activations) out. dc: dL/dc in, dL/dc' out.
   RNNFAST_FN void backward(V* slot, V, V c_prev, V c, V dh, V& dc, V& dh_prev) const {

@@ -13,7 +13,8 @@ struct Rnn {
 
   explicit Rnn(const double*) {}
 
-  RNNFAST_FN void forward(V* slot, V, V, V& h, V&) const { slot[0] = h = F::forward(slot[0]); }
+  RNNFAST_FN void gates(V*, V, V&) const {}
+  RNNFAST_FN V output(V* slot, V, V) const { return slot[0] = F::forward(slot[0]); }
 
   RNNFAST_FN void backward(V* slot, V, V, V, V dh, V&, V& dh_prev) const {
     slot[0] = F::backward(slot[0], dh);

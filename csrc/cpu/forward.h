@@ -114,19 +114,25 @@ void cell_tile(const Item<T>& item, const Cell& cell, const Step<T>& step, int64
   RNNFAST_UNROLL
     for (int u = 0; u < U; ++u) {
       const int64_t lanes = Blocks<T>::lanes(item.H, block + u);
+      T* cells = item.cells + (block + u) * item.cell_rows * W;
+      V gates[MR][S], c[MR];
+      RNNFAST_UNROLL
+        for (int m = 0; m < MR; ++m) {
+          V c_prev, *s = gates[m];
+          RNNFAST_UNROLL
+            for (int g = 0; g < R; ++g) s[g] = V::load(slots + u * step.slot_stride + (m * S + g) * W);
+          RNNFAST_UNROLL
+            for (int g = 0; g < G; ++g) s[R + g] = tile.acc[m][u * G + g];
+          if constexpr (Cell::kCellState) c_prev = V::load(cells + step.c_prev[i + m] * W);
+          cell.gates(s, c_prev, c[m]);
+          if constexpr (Cell::kCellState) c[m].store(cells + (step.c_row + i + m) * W);
+        }
       RNNFAST_UNROLL
         for (int m = 0; m < MR; ++m) {
           T* slot = slots + u * step.slot_stride + m * S * W;
-          V s[S], h_prev, c_prev, h, c;
-          RNNFAST_UNROLL
-            for (int g = 0; g < R; ++g) s[g] = V::load(slot + g * W);
-          RNNFAST_UNROLL
-            for (int g = 0; g < G; ++g) s[R + g] = tile.acc[m][u * G + g];
-          T* cells = item.cells + (block + u) * item.cell_rows * W;
+          V h_prev, *s = gates[m];
           if constexpr (Cell::kReadsPreviousH) h_prev = load_lanes(step.h_prev[i + m] + (block + u) * W, lanes);
-          if constexpr (Cell::kCellState) c_prev = V::load(cells + step.c_prev[i + m] * W);
-          cell.forward(s, h_prev, c_prev, h, c);
-          if constexpr (Cell::kCellState) c.store(cells + (step.c_row + i + m) * W);
+          const V h = cell.output(s, h_prev, c[m]);
           if (item.keep)
             RNNFAST_UNROLL
               for (int g = 0; g < S; ++g) s[g].store(slot + g * W);

@@ -96,10 +96,11 @@ template <class Cell, class T, class A>
 RNNFAST_FN A run_cell(const Item<T>& item, const Cell& cell, int64_t t, int64_t b, int64_t u, Ahead<Cell, A> ahead,
                       const A (&recurrent)[Cell::kGates]) {
   A(&slot)[Cell::kSlots] = ahead.slot;
-  A h, c = 0;
+  A c = 0;
   A* const stored = item.slots + slot_index(item, t, b, u);
   for (int g = 0; g < Cell::kGates; ++g) slot[Cell::kRecurrent + g] = slot[Cell::kRecurrent + g] + recurrent[g];
-  cell.forward(slot, ahead.h_prev, ahead.c_prev, h, c);
+  cell.gates(slot, ahead.c_prev, c);
+  const A h = cell.output(slot, ahead.h_prev, c);
   if (item.keep)
     for (int s = 0; s < Cell::kSlots; ++s) stored[s * item.H] = slot[s];
   if (Cell::kCellState) write_c(item, t, b, u, true, c);

@@ -80,13 +80,13 @@ class Naive {
         sums[g] += product(w.w_ih, w.b_ih, Cell::kInputGate[g] * H_ + unit, x, I);
         sums[R + g] += product(w.w_hh, w.b_hh, Cell::kRecurrentGate[g] * H_ + unit, h.data(), P_);
       }
-      V slot[S], h_new(0), c_new(0);
+      V slot[S], c_new(0);
       for (int s = 0; s < S; ++s) {
         slot[s] = V(sums[s]);
         if (sums[s] != 0) nearest_ = std::min(nearest_, std::abs(sums[s]));
       }
-      cell_.forward(slot, V(Cell::kReadsPreviousH ? h[unit] : 0.0), V(c[unit]), h_new, c_new);
-      next[unit] = h_new.v;
+      cell_.gates(slot, V(c[unit]), c_new);
+      next[unit] = cell_.output(slot, V(Cell::kReadsPreviousH ? h[unit] : 0.0), c_new).v;
       if (Cell::kCellState) c[unit] = c_new.v;
     }
     h = next;
