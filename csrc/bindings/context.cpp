@@ -140,7 +140,7 @@ ContextObject::ContextObject(std::unique_ptr<Context> context, py::list kept, st
                              bool batch_first)
     : context_(std::move(context)), kept_(std::move(kept)), weights_(std::move(weights)), batch_first_(batch_first) {}
 
-std::string ContextObject::plan() const { return context_->plan->reason; }
+std::string ContextObject::plan() const { return context_->plan->reason(); }
 
 void ContextObject::rebind(const StackObject& stack, const py::object& x, const py::object& h0, const py::object& c0,
                            const py::sequence& weights, const py::object& reset, const py::object& reset_h,

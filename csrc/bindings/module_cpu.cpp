@@ -2,8 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "bindings/digest.h"
 #include "bindings/stack.h"
+#include "bindings/tensors.h"
 #include "core/registry.h"
 
 namespace py = pybind11;
@@ -45,7 +45,10 @@ PYBIND11_MODULE(_core, m) {
            py::arg("reset_c"), py::arg("return_states"), py::arg("dropout"), py::arg("seed"), py::arg("call"),
            py::arg("output") = py::none(), py::arg("hn") = py::none(), py::arg("cn") = py::none(),
            py::arg("packed") = py::none(), py::arg("lean") = false, py::arg("checkpoint_every") = 0,
-           "(output, hn, cn, h_all, c_all, context)");
+           "(output, hn, cn, h_all, c_all, context)")
+      .def("infer", &StackObject::infer, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("packed"),
+           py::arg("batch_first"), py::arg("empty"), py::arg("dtype"), py::arg("device"),
+           "Inference on PyTorch's tensors: (output, hn, cn, None, None), or None where they are not the plain ones.");
 
   py::class_<StreamObject>(m, "Stream", "One step after another, with pinned weights and the state inside.")
       .def(py::init<const StackObject&, std::shared_ptr<PackedObject>, int64_t>(), py::arg("stack"), py::arg("packed"),
@@ -69,18 +72,12 @@ PYBIND11_MODULE(_core, m) {
       },
       "(name, gates, has a cell state, parameters) of every cell.");
 
-  m.def(
-      "digest",
-      [](const py::sequence& arrays) -> py::object {
-        uint64_t sum = 0;
-        for (const py::handle& item : arrays) {
-          const auto a = py::reinterpret_borrow<py::object>(item).cast<py::array>();
-          if (!(a.flags() & py::array::c_style)) return py::none();
-          sum = digest(a.data(), static_cast<size_t>(a.nbytes()), sum);
-        }
-        return py::int_(sum);
-      },
-      py::arg("arrays"), "A number that changes when a byte of the arrays does; None where one is not contiguous.");
+  py::class_<TensorMemory>(m, "TensorMemory", "Where some of PyTorch's tensors lie, and what is there.")
+      .def(py::init<const py::list&>(), py::arg("tensors"))
+      .def("holds", &TensorMemory::holds, py::arg("tensors"),
+           "Whether they are the same objects, contiguous, in the same memory.")
+      .def("digest", &TensorMemory::digest,
+           "A number that changes when a byte of the tensors does; None where one is not contiguous.");
 
   m.def("isa", &isa, "The instruction set in use.");
   m.def("isas", &possible_isas, "Those that this machine can run, best first.");

@@ -41,26 +41,15 @@ Split forced(const std::vector<Split>& splits) {
   return splits[0];
 }
 
-std::string in_words(const Split& choice, const std::vector<Split>& splits) {
-  std::ostringstream words;
-  words << choice.words() << " (predicted " << std::llround(choice.microseconds) << " us";
-  for (const Split& split : splits)
-    if (split.kind != choice.kind || split.threads != choice.threads)
-      words << "; " << split.words() << ": " << std::llround(split.microseconds);
-  words << ")";
-  return words.str();
-}
-
 void choose_split(Plan& plan, const Config& config, const ForwardArgs& args, bool training, int lanes,
                   int64_t max_threads) {
-  const std::vector<Split> splits = possible_splits(config, args, training, lanes, max_threads);
-  plan.forced = !forced_split().empty();
-  const Split choice = plan.forced ? forced(splits) : best_split(splits);
+  plan.splits = possible_splits(config, args, training, lanes, max_threads);
+  plan.forced = forced_split();
+  const Split& choice = plan.choice = plan.forced.empty() ? best_split(plan.splits) : forced(plan.splits);
   plan.threads = choice.threads, plan.slices = choice.slices;
   plan.wavefront = choice.kind == Split::kLayers;
-  plan.reason = (plan.forced ? "RNNFAST_SPLIT=" + forced_split() + ": " : "") + in_words(choice, splits);
   const double patience = std::max(kPatience, kPatiencePart * choice.microseconds);
-  plan.patience = forced_split() == "alone" ? -1 : std::llround(1000 * patience);
+  plan.patience = plan.forced == "alone" ? -1 : std::llround(1000 * patience);
 }
 
 // Sequences are dealt to the slices by falling length, so that every slice gets long and short ones.
@@ -140,6 +129,17 @@ void choose_chunks(Plan& plan, const Config& config, const ForwardArgs& args, bo
 }
 
 }  // namespace
+
+std::string Plan::reason() const {
+  std::ostringstream words;
+  if (!forced.empty()) words << "RNNFAST_SPLIT=" << forced << ": ";
+  words << choice.words() << " (predicted " << std::llround(choice.microseconds) << " us";
+  for (const Split& split : splits)
+    if (split.kind != choice.kind || split.threads != choice.threads)
+      words << "; " << split.words() << ": " << std::llround(split.microseconds);
+  words << ")";
+  return words.str();
+}
 
 void set_split(const std::string& split) {
   if (std::find(std::begin(kSplits), std::end(kSplits), split) == std::end(kSplits))

@@ -8,6 +8,7 @@
 
 #include "core/api.h"
 #include "core/item.h"
+#include "core/split.h"
 
 namespace rnnfast {
 
@@ -23,15 +24,18 @@ struct Plan {
   // Steps: of one block of the gradient products, whose input product is made at once, whose gates are rebuilt at once
   // (lean mode; else 0). Each is a multiple of the one before.
   int64_t gradient_steps, chunk, segment;
-  int64_t row_chunk;  // the most rows that the weight gradients take in at once
-  int64_t patience;   // nanoseconds of waiting after which a thread goes on alone; negative: at once (tests)
-  bool forced;        // by RNNFAST_SPLIT: then the machine's load changes nothing
+  int64_t row_chunk;          // the most rows that the weight gradients take in at once
+  int64_t patience;           // nanoseconds of waiting after which a thread goes on alone; negative: at once (tests)
+  std::vector<Split> splits;  // the possible ones
+  Split choice;
+  std::string forced;  // RNNFAST_SPLIT: then the machine's load changes nothing
   std::vector<SlicePlan> slice;
   std::vector<int32_t> lengths;  // [B] in the caller's order; empty: all T
-  std::string reason;            // why, in words (explain)
 
   Plan() = default;
   Plan(const Plan&) = delete;
+
+  std::string reason() const;  // the choice in words, beside the others (explain)
 };
 
 std::shared_ptr<const Plan> make_plan(const Config& config, const ForwardArgs& args, bool training, int lanes,

@@ -174,7 +174,7 @@ class Builder {
   Network<T> network(std::vector<PackJob<T>>& jobs) {
     Network<T> net{};
     net.layers = config_.num_layers, net.directions = config_.num_directions, net.slices = plan_.slices;
-    net.threads = plan_.forced || !contention().present() ? plan_.threads : 1;
+    net.threads = !plan_.forced.empty() || !contention().present() ? plan_.threads : 1;
     net.patience = plan_.patience;
     net.steps = args_.steps, net.batch = args_.batch;
     std::copy(config_.parameters, config_.parameters + 4, net.parameters);

@@ -52,6 +52,21 @@ class Stack:
     ) -> tuple[NDArray[Any], NDArray[Any], Any, Any, Any, Context | None]:
         """(output, hn, cn, h_all, c_all, context)"""
 
+    def infer(
+        self, x: Any, h0: Any, c0: Any, packed: Packed, batch_first: bool, empty: Any, dtype: Any, device: Any
+    ) -> tuple[Any, Any, Any, None, None] | None:
+        """Inference on PyTorch's tensors: (output, hn, cn, None, None), or None where they are not the plain ones."""
+
+class TensorMemory:
+    """Where some of PyTorch's tensors lie, and what is there."""
+
+    def __init__(self, tensors: list[Any]) -> None: ...
+    def holds(self, tensors: list[Any]) -> bool:
+        """Whether they are the same objects, contiguous, in the same memory."""
+
+    def digest(self) -> int | None:
+        """A number that changes when a byte of the tensors does; None where one is not contiguous."""
+
 class Packed:
     """Weights in the kernels' order, pinned when made."""
 
@@ -125,9 +140,6 @@ def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def set_split(split: str) -> None:
     """Force how calls are shared between threads; '' is the cost model."""
-
-def digest(arrays: Sequence[Any]) -> int | None:
-    """A number that changes when a byte of the arrays does; None where one is not contiguous."""
 
 def barrier_time(threads: int) -> float:
     """Seconds in which threads that have nothing else to do meet."""

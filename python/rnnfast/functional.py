@@ -25,14 +25,15 @@ import numpy as np
 
 from . import _core, _device
 from ._arrays import check_flag, check_int, check_number
+from ._core import TensorMemory
 
 __all__ = [
     "CELLS",
     "Context",
     "Packed",
     "Stream",
+    "TensorMemory",
     "backward",
-    "digest",
     "forward",
     "get_num_threads",
     "gru",
@@ -46,6 +47,7 @@ __all__ = [
     "rnn_backward",
     "run_backward",
     "run_forward",
+    "run_inference",
     "set_num_threads",
     "stack",
 ]
@@ -306,6 +308,18 @@ def run_forward(layers: Any, *arguments: Any) -> tuple[Any, ...]:
     return results
 
 
+def run_inference(layers: Any, *arguments: Any) -> tuple[Any, ...] | None:
+    """``(output, hn, cn, None, None)`` as tensors of PyTorch, or None where an argument is not a plain one.
+
+    The arguments, all by position: x, h0, c0 (tensors on the CPU, of the weights' dtype), what `pack_weights` made,
+    batch_first; then torch.empty, the dtype and the device of what is returned.
+    """
+    global _kernel_calls
+    results: tuple[Any, ...] | None = layers.infer(*arguments)
+    _kernel_calls += results is not None
+    return results
+
+
 def run_backward(context: Any, *arguments: Any) -> tuple[Any, ...]:
     """``(grad_x, grad_h0, grad_c0, [grad_weights], grad_reset_h, grad_reset_c, grad_h)`` of the engine's backward.
 
@@ -323,12 +337,6 @@ def pack_weights(layers: Any, weights: Sequence[Any]) -> Any:
     """The weights in the kernels' order, for `run_forward` when not training."""
     engine: Any = _device if isinstance(layers, _device.Stack) else _core
     return engine.Packed(layers, weights)
-
-
-def digest(arrays: Sequence[Any]) -> int | None:
-    """A number that changes when a byte of the arrays does; None where one is not contiguous."""
-    number: int | None = _core.digest(arrays)
-    return number
 
 
 def forward(

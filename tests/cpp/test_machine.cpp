@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <set>
 #include <stdexcept>
 #include <thread>
 
+#include "bindings/digest.h"
 #include "core/registry.h"
 #include "engine_call.h"
 #include "naive.h"
@@ -112,7 +114,37 @@ void forked_child() {
   set_split("");
 }
 
+// Every bit counts, wherever it lies, and so do the order of blocks and the number of bytes.
+template <class Lanes>
+void digests() {
+  std::vector<uint8_t> bytes(3 * Lanes::kBlock + 20);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * i >> 3);
+  std::set<uint64_t> seen;
+  size_t tries = 0;
+  const auto see = [&] { seen.insert(bindings::digest_in<Lanes>(bytes.data(), bytes.size(), 1)), ++tries; };
+  see();
+  for (size_t bit = 0; bit < 8 * bytes.size(); ++bit) {
+    bytes[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
+    see();
+    bytes[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
+  }
+  for (size_t block = 1; block < 3; ++block) {
+    const auto first = bytes.begin(), other = first + static_cast<int64_t>(block * Lanes::kBlock);
+    std::swap_ranges(first, first + Lanes::kBlock, other);
+    see();
+    std::swap_ranges(first, first + Lanes::kBlock, other);
+  }
+  std::fill(bytes.begin(), bytes.end(), uint8_t{0});
+  for (; !bytes.empty(); bytes.pop_back()) see();
+  CHECK(seen.size() == tries);
+}
+
 void run() {
+  set_case("digests");
+  digests<bindings::WordLanes>();
+#ifdef RNNFAST_AES
+  if (__builtin_cpu_supports("aes")) digests<bindings::AesLanes>();
+#endif
   set_case("instruction sets");
   instruction_sets();
   set_case("splits and threads");

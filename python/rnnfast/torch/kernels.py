@@ -135,6 +135,13 @@ class Ready(NamedTuple):
     packed: Any  # in the kernels' order, or None
 
 
+class Known(NamedTuple):
+    """Weights that were seen before."""
+
+    memory: Any  # _core.TensorMemory
+    ready: Ready
+
+
 class WeightCache:
     """The weights of a module in the kernels' order, for as long as their bytes stay the same.
 
@@ -142,38 +149,52 @@ class WeightCache:
     changes neither, and would leave stale weights in use. Reading the weights once costs a fraction of packing them.
     """
 
-    __slots__ = ("_last", "_sources")
+    __slots__ = ("_digest", "_known", "_packed")
 
     def __init__(self) -> None:
-        self._sources: tuple[list[Tensor], list[int], Ready] | None = None
-        self._last: tuple[Any, int, Any] | None = None
+        self._known: Known | None = None
+        self._packed: tuple[Any, Any] | None = None  # a stack and weights in its order
+        self._digest: int | None = None  # of their bytes
 
     def __reduce__(self) -> Any:
         return WeightCache, ()  # a copy of a module, or one from a file, packs its own
 
     def get(self, options: Options, weights: list[Tensor]) -> Ready:
-        ready = self._arrays(options, weights)
-        digest = None if on_device(weights[0]) else functional.digest(ready.arrays)  # a device's are taken as they are
+        known = self._known
+        if known is None or not known.memory.holds(weights):
+            known = self._see(options, weights)
+        layers, arrays, _ = known.ready
+        # A device's are taken as they are.
+        digest = None if on_device(weights[0]) else known.memory.digest()
         if digest is None:
-            return ready
-        last = self._last
-        if last is None or last[0] is not ready.layers or last[1] != digest:
-            last = self._last = (ready.layers, digest, functional.pack_weights(ready.layers, ready.arrays))
-        return Ready(ready.layers, ready.arrays, last[2])
+            return known.ready
+        packed = self._packed
+        if packed is None or packed[0] is not layers or self._digest != digest:
+            packed = self._packed = (layers, functional.pack_weights(layers, arrays))
+            self._digest = digest
+        return Ready(layers, arrays, packed[1])
 
-    def _arrays(self, options: Options, weights: list[Tensor]) -> Ready:
-        """Views of the weights' memory: those of the last call where it is the same parameters in the same memory."""
-        known = self._sources
-        if known is not None:
-            for w, source, pointer in zip(weights, *known[:2], strict=True):
-                if w is not source or w.data_ptr() != pointer or not w.is_contiguous():
-                    break
-            else:
-                return known[2]
+    def unchanged(self, weights: list[Tensor]) -> tuple[Any, Any] | None:
+        """The stack and the packed weights of the last `get`, if these are the same tensors with the same bytes."""
+        known, packed = self._known, self._packed
+        if known is None or packed is None or packed[0] is not known.ready.layers or not known.memory.holds(weights):
+            return None
+        return packed if known.memory.digest() == self._digest else None
+
+    def _see(self, options: Options, weights: list[Tensor]) -> Known:
         ready = Ready(stack(options, weights), list(map(array, weights)), None)
+        known = Known(functional.TensorMemory(weights), ready)
         if all(type(w) is torch.nn.Parameter for w in weights):  # nothing that belongs to a graph is kept
-            self._sources = (weights, [w.data_ptr() for w in weights], ready)
-        return ready
+            self._known = known
+        return known
+
+
+def infer(
+    stack: Any, packed: Any, x: Tensor, h0: Tensor | None, c0: Tensor | None, batch_first: bool
+) -> tuple[Tensor | None, ...] | None:
+    """The five outputs of a plain call, or None where a shape or a layout is not plain."""
+    follow_threads()
+    return functional.run_inference(stack, x, h0, c0, packed, batch_first, torch.empty, x.dtype, x.device)
 
 
 def forward(

@@ -66,6 +66,11 @@ class Layer(torch.nn.RNNBase):
         lean: bool = False,
         checkpoint_every: int | None = None,
     ) -> tuple[Any, ...]:
+        plain = lengths is None and reset is None and reset_state is None and checkpoint_every is None
+        if plain and not (return_states or lean):
+            result = self._infer(input, hx)
+            if result is not None:
+                return result
         packed = isinstance(input, PackedSequence)
         if not packed and input.dim() not in (2, 3):
             raise ValueError(f"{self._name()}: Expected input to be 2D or 3D, got {input.dim()}D instead")
@@ -87,6 +92,23 @@ class Layer(torch.nn.RNNBase):
             inputs = Inputs(input, h0, c0, reset_h, reset_c, self._weights())
             outputs = self._run(options, inputs, lengths, reset)
         return self._results(outputs, return_states)
+
+    def _infer(self, x: Any, hx: Any) -> tuple[Any, ...] | None:
+        """The results of a plain call without a graph; None where it is another one, or the first."""
+        if self._weight_cache is None or (self.training and self.dropout and self.num_layers > 1):
+            return None
+        h0, c0 = hx, None
+        if hx is not None and self.mode == "LSTM":
+            if type(hx) is not tuple or len(hx) != 2:
+                return None
+            h0, c0 = hx
+            if h0 is None or c0 is None:
+                return None
+        outputs = route.infer(self._weights(), self._weight_cache, x, h0, c0, self.batch_first)
+        if outputs is None:
+            return None
+        output, hn, cn, *_ = outputs
+        return (output, hn) if cn is None else (output, (hn, cn))
 
     def _results(self, outputs: tuple[Any, ...], return_states: bool) -> tuple[Any, ...]:
         output, hn, cn, h_all, c_all = outputs

@@ -18,6 +18,7 @@ from . import kernels, operators
 from .autograd import Layers
 from .kernels import Extras, Inputs, Options, WeightCache
 
+_STRIDED = torch.strided
 _PLAIN = frozenset({Tensor, Parameter, type(None)})
 
 # Without the Python in front of it, which looks for transforms of torch.func: `_is_plain` has done that.
@@ -48,6 +49,37 @@ def run(
         return results
     ready = cache().get(options, inputs.weights) if options.dropout == 0 else None
     return kernels.forward(options, inputs, extras, training=options.dropout > 0, ready=ready)[0]
+
+
+def infer(
+    weights: list[Tensor],
+    cache: WeightCache,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    batch_first: bool,
+) -> tuple[Tensor | None, ...] | None:
+    """As `run` for plain tensors on the CPU, without a graph and with weights that were packed before; else None.
+
+    The way of a loop of single steps: what `run` and its callers look at one by one, in as little Python as it takes.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return None
+    if _transforming() or _modes() or _tracing() is not None or forward_ad._current_level >= 0:
+        return None
+    dtype = weights[0].dtype
+    for tensor in (x,) if h0 is None else (x, h0) if c0 is None else (x, h0, c0):
+        if (
+            type(tensor) is not Tensor
+            or tensor.dtype is not dtype
+            or tensor.dim() != 3
+            or not tensor.is_cpu
+            or tensor.layout is not _STRIDED
+            or tensor.is_neg()
+        ):
+            return None
+    packed = cache.unchanged(weights)
+    return None if packed is None else kernels.infer(*packed, x, h0, c0, batch_first)
 
 
 def _is_plain(tensors: Sequence[Tensor | None]) -> bool:

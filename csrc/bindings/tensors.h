@@ -1,0 +1,29 @@
+// PyTorch's tensors, read through their own methods.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <vector>
+
+namespace rnnfast::bindings {
+
+namespace py = pybind11;
+
+// Where some tensors lie, and what is there: how the torch layer knows that packed weights are still those of the module.
+class TensorMemory {
+ public:
+  explicit TensorMemory(const py::list& tensors);
+  bool holds(const py::list& tensors) const;  // whether they are the same objects, contiguous, in the same memory
+  py::object digest() const;  // a number that changes when a byte does; None where one is not contiguous
+
+ private:
+  struct Piece {
+    py::object tensor;
+    const void* data;
+    size_t bytes;
+  };
+  std::vector<Piece> pieces_;
+  bool contiguous_ = true;
+};
+
+}  // namespace rnnfast::bindings
