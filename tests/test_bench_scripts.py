@@ -52,6 +52,16 @@ def test_splits_leaves_out_what_falls_back_to_one_thread(splits: ModuleType, res
     assert set(next(splits.rows(shape, rounds=1))["seconds"]) == {"one", "hidden"}
 
 
+def test_steps(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    target = tmp_path / "steps.json"
+    assert "torch.nn" in run("steps.py", "--calls", "10", "--json", str(target))
+    rows = json.loads(target.read_text())["rows"]
+    assert len(rows) == 6 * 2 * 3
+    for row in rows:
+        assert row["ratio"] == row["torch_us"] / row["rnnfast_us"] > 0
+
+
 def test_streams(tmp_path: Path) -> None:
     target = tmp_path / "streams.json"
     assert "p99" in run("streams.py", "--steps", "100", "--json", str(target))

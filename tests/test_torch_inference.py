@@ -72,6 +72,42 @@ def test_the_same_bits(kind: str, options: str, given: bool, request: pytest.Fix
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_cells_have_the_same_bits(kind: str, bias: bool, given: bool, request: pytest.FixtureRequest) -> None:
+    cell = getattr(rt, kind + "Cell")(IN, H, bias)
+    x, h, c = torch.randn(B, 2, IN)[:, 1], torch.randn(B, H), torch.randn(1, H).expand(B, H)
+    hx = None if not given else (h, c) if kind == "LSTM" else h
+    with torch.inference_mode():
+        expected = flat([cell(x, hx)])
+        request.getfixturevalue("short_way_only")
+        before = functional.kernel_calls()
+        found = flat([cell(x, hx)])
+        assert functional.kernel_calls() == before + 1
+        for a, b in zip(found, expected, strict=True):
+            assert a.shape == b.shape == (B, H)
+            assert torch.equal(a, b)
+
+
+def test_errors_of_cells_are_those_of_the_first_call() -> None:
+    cell = rt.LSTMCell(IN, H)
+    x, h = torch.zeros(B, IN), torch.zeros(B, H)
+    with torch.no_grad():
+        for _ in range(2):
+            for arguments in (
+                (torch.zeros(B, IN + 1),),
+                (x.double(),),
+                (x, (h[:1], h)),
+                (x, (h, torch.zeros(B, H + 1))),
+                (x, (h, h.double())),
+            ):
+                with pytest.raises(RuntimeError):
+                    cell(*arguments)
+            new = cell(x, (h, h))[0]
+            torch.testing.assert_close(cell(x[0], (h[0], h[0]))[0], new[0])
+
+
 def test_strided_inputs_and_expanded_states(short_way_only: None) -> None:
     layer, x, _ = make("GRU", {}, False)
     wide, state = torch.randn(T, B, 2, IN), torch.randn(1, 1, H).expand(1, B, H)

@@ -18,6 +18,12 @@ PYBIND11_MODULE(_core, m) {
   // First, because the signatures of the others name it.
   py::class_<StackObject> stack(m, "Stack", "The configuration of a stack of recurrent layers.");
 
+  py::class_<Fresh>(m, "Fresh", "What makes new tensors: torch.empty, and what it is told beside the shape.")
+      .def(py::init([](py::object empty, py::object dtype, py::object device) {
+             return Fresh{std::move(empty), std::move(dtype), std::move(device)};
+           }),
+           py::arg("empty"), py::arg("dtype"), py::arg("device"));
+
   py::class_<PackedObject, std::shared_ptr<PackedObject>>(m, "Packed",
                                                           "Weights in the kernels' order, pinned when made.")
       .def(py::init<const StackObject&, const py::sequence&>(), py::arg("stack"), py::arg("weights"))
@@ -47,8 +53,10 @@ PYBIND11_MODULE(_core, m) {
            py::arg("packed") = py::none(), py::arg("lean") = false, py::arg("checkpoint_every") = 0,
            "(output, hn, cn, h_all, c_all, context)")
       .def("infer", &StackObject::infer, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("packed"),
-           py::arg("batch_first"), py::arg("empty"), py::arg("dtype"), py::arg("device"),
-           "Inference on PyTorch's tensors: (output, hn, cn, None, None), or None where they are not the plain ones.");
+           py::arg("batch_first"), py::arg("fresh"),
+           "Inference on PyTorch's tensors: (output, hn, cn), or None where they are not the plain ones.")
+      .def("infer_step", &StackObject::infer_step, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("packed"),
+           py::arg("fresh"), "One step of one layer, [B, .] to (h, c); None as for `infer`.");
 
   py::class_<StreamObject>(m, "Stream", "One step after another, with pinned weights and the state inside.")
       .def(py::init<const StackObject&, std::shared_ptr<PackedObject>, int64_t>(), py::arg("stack"), py::arg("packed"),

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "bindings/array.h"
+#include "bindings/tensors.h"
 
 namespace rnnfast::bindings {
 
@@ -53,10 +54,12 @@ class StackObject {
                     uint64_t seed, uint64_t call, const py::object& output, const py::object& hn, const py::object& cn,
                     const py::object& packed, bool lean, int64_t checkpoint_every) const;
 
-  // Inference on PyTorch's CPU tensors of the right dtype, into fresh ones of empty(*shape, dtype=, device=): (output, hn,
-  // cn, None, None), or None where a shape or a layout is not the plain one.
+  // Inference on PyTorch's CPU tensors of the right dtype, into fresh ones: (output, hn, cn), or None where a shape or a layout
+  // is not the plain one. One step of one layer, [B, .] to (h, c).
   py::object infer(const py::object& x, const py::object& h0, const py::object& c0, const py::object& packed,
-                   bool batch_first, const py::object& empty, const py::object& dtype, const py::object& device) const;
+                   bool batch_first, const Fresh& fresh) const;
+  py::object infer_step(const py::object& x, const py::object& h0, const py::object& c0, const py::object& packed,
+                        const Fresh& fresh) const;
 
   const PackedObject& matching(const py::object& packed) const;  // it, if it belongs to this configuration
   std::vector<LayerWeights> layer_weights(const py::sequence& weights, std::vector<py::object>* kept) const;

@@ -2,6 +2,8 @@
 // around them, would take longer than the kernels. PyTorch is not linked: its tensors are read through their own methods.
 #include "bindings/tensors.h"
 
+#include <algorithm>
+
 #include "bindings/digest.h"
 #include "bindings/stack.h"
 
@@ -36,26 +38,89 @@ bool is_contiguous(const py::handle& tensor) {
   return checked(PyObject_CallMethodNoArgs(tensor.ptr(), names().is_contiguous)).ptr() == Py_True;
 }
 
-// Three integers of a tuple.
-bool read(const py::object& tuple, int64_t (&values)[3]) {
-  if (!PyTuple_Check(tuple.ptr()) || PyTuple_GET_SIZE(tuple.ptr()) != 3) return false;
-  for (int i = 0; i < 3; ++i) values[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple.ptr(), i));
+// The last `rank` of three integers, from a tuple of as many.
+bool read(const py::object& tuple, int rank, int64_t (&values)[3]) {
+  if (!PyTuple_Check(tuple.ptr()) || PyTuple_GET_SIZE(tuple.ptr()) != rank) return false;
+  for (int i = 0; i < rank; ++i) values[3 - rank + i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple.ptr(), i));
   return !PyErr_Occurred();
 }
 
-// A tensor of three axes, the last one contiguous; `fits` is false for any other.
+// A tensor of three axes, or of the last two of them; `fits` where it has so many, elements, and a contiguous last axis.
 struct TensorView {
-  int64_t shape[3], stride[3];
+  int64_t shape[3] = {1, 1, 1}, stride[3] = {};
   Array3 array;
   bool fits = false;
 
-  explicit TensorView(const py::handle& tensor) {
-    if (!read(checked(PyObject_GetAttr(tensor.ptr(), names().shape)), shape)) return;
-    if (!read(checked(PyObject_CallMethodNoArgs(tensor.ptr(), names().stride)), stride)) return;
+  TensorView(const py::handle& tensor, int rank) {
+    if (!read(checked(PyObject_GetAttr(tensor.ptr(), names().shape)), rank, shape)) return;
+    if (!read(checked(PyObject_CallMethodNoArgs(tensor.ptr(), names().stride)), rank, stride)) return;
     array = {data_of(tensor), stride[0], stride[1]};
     fits = stride[2] == 1 && shape[0] > 0 && shape[1] > 0;
   }
   bool has(int64_t a, int64_t b, int64_t c) const { return fits && shape[0] == a && shape[1] == b && shape[2] == c; }
+};
+
+// One call: arguments that are not plain are told by false, and nothing has happened then.
+class InferenceCall {
+ public:
+  InferenceCall(const StackObject& stack, int rank, const Fresh& fresh)
+      : stack_(stack), config_(stack.config), rank_(rank), fresh_(fresh) {}
+
+  bool input(const py::object& x, bool batch_first) {
+    const TensorView view(x, rank_);
+    args_.steps = view.shape[batch_first ? 1 : 0], args_.batch = view.shape[batch_first ? 0 : 1];
+    args_.x = view.array;
+    if (batch_first) std::swap(args_.x.stride0, args_.x.stride1);
+    return view.fits && view.shape[2] == config_.input_size && std::max(args_.steps, args_.batch) <= INT32_MAX;
+  }
+  bool states(const py::object& h0, const py::object& c0) {
+    return state(h0, config_.output_size(), args_.h0) && state(c0, config_.hidden_size, args_.c0);
+  }
+
+  py::object output(bool batch_first) {
+    const int64_t T = args_.steps, B = args_.batch, width = config_.num_directions * config_.output_size();
+    const py::object tensor = batch_first ? make(B, T, width, args_.output) : make(T, B, width, args_.output);
+    if (batch_first) std::swap(args_.output.stride0, args_.output.stride1);
+    return tensor;
+  }
+  py::object hn() { return make(config_.states(), args_.batch, config_.output_size(), args_.hn); }
+  py::object cn() {
+    return stack_.has_cell_state ? make(config_.states(), args_.batch, config_.hidden_size, args_.cn) : py::none();
+  }
+
+  void run(const py::object& packed) const {
+    const PackedObject& weights = stack_.matching(packed);
+    const py::gil_scoped_release release;
+    rnnfast::forward(config_, args_, nullptr, weights.packed.get(), false);
+  }
+
+ private:
+  bool state(const py::object& tensor, int64_t width, Array3& target) const {
+    if (tensor.is_none()) return true;
+    const TensorView view(tensor, rank_);
+    target = view.array;
+    return view.has(config_.states(), args_.batch, width);
+  }
+
+  // empty(*shape, dtype=, device=)
+  py::object make(int64_t a, int64_t b, int64_t c, Array3& target) const {
+    PyObject* arguments[5];
+    int count = 0;
+    if (rank_ == 3) arguments[count++] = PyLong_FromLongLong(a);
+    arguments[count++] = PyLong_FromLongLong(b), arguments[count++] = PyLong_FromLongLong(c);
+    arguments[count] = fresh_.dtype.ptr(), arguments[count + 1] = fresh_.device.ptr();
+    PyObject* tensor = PyObject_Vectorcall(fresh_.empty.ptr(), arguments, static_cast<size_t>(count), names().options);
+    for (int i = 0; i < count; ++i) Py_XDECREF(arguments[i]);
+    py::object owned = checked(tensor);
+    target = {data_of(owned), b * c, c};
+    return owned;
+  }
+
+  const StackObject& stack_;
+  const Config& config_;
+  const int rank_;
+  const Fresh& fresh_;
+  ForwardArgs args_{};
 };
 
 }  // namespace
@@ -85,43 +150,21 @@ py::object TensorMemory::digest() const {
 }
 
 py::object StackObject::infer(const py::object& x, const py::object& h0, const py::object& c0, const py::object& packed,
-                              bool batch_first, const py::object& empty, const py::object& dtype,
-                              const py::object& device) const {
-  const TensorView input(x);
-  if (!input.fits || input.shape[2] != config.input_size) return py::none();
-  ForwardArgs args{};
-  args.steps = input.shape[batch_first ? 1 : 0], args.batch = input.shape[batch_first ? 0 : 1];
-  if (args.steps > INT32_MAX || args.batch > INT32_MAX) return py::none();
-  args.x = input.array;
-  if (batch_first) std::swap(args.x.stride0, args.x.stride1);
-  const int64_t states = config.states(), P = config.output_size(), H = config.hidden_size;
-  const auto state = [&](const py::object& tensor, int64_t width, Array3& target) {
-    if (tensor.is_none()) return true;
-    const TensorView view(tensor);
-    target = view.array;
-    return view.has(states, args.batch, width);
-  };
-  if (!state(h0, P, args.h0) || !state(c0, H, args.c0)) return py::none();
-  const auto fresh = [&](int64_t a, int64_t b, int64_t c, Array3& target) {
-    PyObject* const shape[5] = {PyLong_FromLongLong(a), PyLong_FromLongLong(b), PyLong_FromLongLong(c), dtype.ptr(),
-                                device.ptr()};
-    py::object tensor = py::reinterpret_steal<py::object>(PyObject_Vectorcall(empty.ptr(), shape, 3, names().options));
-    for (int i = 0; i < 3; ++i) Py_XDECREF(shape[i]);
-    if (!tensor) throw py::error_already_set();
-    target = {data_of(tensor), b * c, c};
-    return tensor;
-  };
-  const int64_t width = config.num_directions * P;
-  py::object output = fresh(input.shape[0], input.shape[1], width, args.output), cn = py::none();
-  if (batch_first) std::swap(args.output.stride0, args.output.stride1);
-  py::object hn = fresh(states, args.batch, P, args.hn);
-  if (has_cell_state) cn = fresh(states, args.batch, H, args.cn);
-  const PackedObject& weights = matching(packed);
-  {
-    const py::gil_scoped_release release;
-    rnnfast::forward(config, args, nullptr, weights.packed.get(), false);
-  }
-  return py::make_tuple(output, hn, cn, py::none(), py::none());
+                              bool batch_first, const Fresh& fresh) const {
+  InferenceCall call(*this, 3, fresh);
+  if (!call.input(x, batch_first) || !call.states(h0, c0)) return py::none();
+  const py::object output = call.output(batch_first), hn = call.hn(), cn = call.cn();
+  call.run(packed);
+  return py::make_tuple(output, hn, cn);
+}
+
+py::object StackObject::infer_step(const py::object& x, const py::object& h0, const py::object& c0,
+                                   const py::object& packed, const Fresh& fresh) const {
+  InferenceCall call(*this, 2, fresh);
+  if (config.states() != 1 || !call.input(x, false) || !call.states(h0, c0)) return py::none();
+  const py::object h = call.output(false), c = call.cn();
+  call.run(packed);
+  return py::make_tuple(h, c);
 }
 
 }  // namespace rnnfast::bindings

@@ -9,6 +9,11 @@ namespace rnnfast::bindings {
 
 namespace py = pybind11;
 
+// What makes a new tensor: torch.empty, and what it is told beside the shape.
+struct Fresh {
+  py::object empty, dtype, device;
+};
+
 // Where some tensors lie, and what is there: how the torch layer knows that packed weights are still those of the module.
 class TensorMemory {
  public:

@@ -53,9 +53,17 @@ class Stack:
         """(output, hn, cn, h_all, c_all, context)"""
 
     def infer(
-        self, x: Any, h0: Any, c0: Any, packed: Packed, batch_first: bool, empty: Any, dtype: Any, device: Any
-    ) -> tuple[Any, Any, Any, None, None] | None:
-        """Inference on PyTorch's tensors: (output, hn, cn, None, None), or None where they are not the plain ones."""
+        self, x: Any, h0: Any, c0: Any, packed: Packed, batch_first: bool, fresh: Fresh
+    ) -> tuple[Any, Any, Any] | None:
+        """Inference on PyTorch's tensors: (output, hn, cn), or None where they are not the plain ones."""
+
+    def infer_step(self, x: Any, h0: Any, c0: Any, packed: Packed, fresh: Fresh) -> tuple[Any, Any] | None:
+        """One step of one layer, [B, .] to (h, c); None as for `infer`."""
+
+class Fresh:
+    """What makes new tensors: torch.empty, and what it is told beside the shape."""
+
+    def __init__(self, empty: Any, dtype: Any, device: Any) -> None: ...
 
 class TensorMemory:
     """Where some of PyTorch's tensors lie, and what is there."""

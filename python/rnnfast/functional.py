@@ -25,11 +25,12 @@ import numpy as np
 
 from . import _core, _device
 from ._arrays import check_flag, check_int, check_number
-from ._core import TensorMemory
+from ._core import Fresh, TensorMemory
 
 __all__ = [
     "CELLS",
     "Context",
+    "Fresh",
     "Packed",
     "Stream",
     "TensorMemory",
@@ -308,14 +309,14 @@ def run_forward(layers: Any, *arguments: Any) -> tuple[Any, ...]:
     return results
 
 
-def run_inference(layers: Any, *arguments: Any) -> tuple[Any, ...] | None:
-    """``(output, hn, cn, None, None)`` as tensors of PyTorch, or None where an argument is not a plain one.
+def run_inference(call: Any, *arguments: Any) -> tuple[Any, ...] | None:
+    """What `call`, an engine's `infer` or `infer_step`, makes of tensors of PyTorch; None where one is not plain.
 
-    The arguments, all by position: x, h0, c0 (tensors on the CPU, of the weights' dtype), what `pack_weights` made,
-    batch_first; then torch.empty, the dtype and the device of what is returned.
+    The arguments, all by position: x, h0, c0 (on the CPU, of the weights' dtype), what `pack_weights` made, batch_first
+    (not for a step), and a `Fresh`.
     """
     global _kernel_calls
-    results: tuple[Any, ...] | None = layers.infer(*arguments)
+    results: tuple[Any, ...] | None = call(*arguments)
     _kernel_calls += results is not None
     return results
 

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import fallback, route
+from . import fallback, kernels, route
 from .kernels import NO_EXTRAS, Inputs, Options, WeightCache
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
+
+
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class Cell(torch.nn.RNNCellBase):
@@ -28,6 +31,12 @@ class Cell(torch.nn.RNNCellBase):
 
     def _step(self, input: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """The new state, (h,) or (h, c); `state` holds Nones where none was given."""
+        h, c = (*state, None)[:2]
+        if len(state) == 1 or (h is None) == (c is None):
+            packed = route.packed_for(self._weights(), self._weight_cache, 2, input, h, c)
+            short = None if packed is None else kernels.infer_step(packed, input, h, c)
+            if short is not None:
+                return short[: len(state)]
         unbatched = input.dim() == 1
         x = input.unsqueeze(0) if unbatched else input
         elements = [s.unsqueeze(0) if s is not None and s.dim() == 1 else s for s in state]
@@ -59,7 +68,11 @@ class Cell(torch.nn.RNNCellBase):
         return tuple(s.squeeze(0) for s in new[: len(state)] if s is not None)
 
     def _weights(self) -> list[Tensor]:
-        weights = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        parameters = self._parameters
+        try:
+            weights = [parameters[name] for name in _NAMES]
+        except KeyError:  # a parametrisation or a hook computes one
+            weights = [getattr(self, name) for name in _NAMES]
         return weights if weights[2] is not None else weights[:2]
 
     def _cache(self) -> WeightCache:

@@ -189,12 +189,25 @@ class WeightCache:
         return known
 
 
+_fresh = {dtype: functional.Fresh(torch.empty, dtype, torch.device("cpu")) for dtype in DTYPES}
+
+
 def infer(
-    stack: Any, packed: Any, x: Tensor, h0: Tensor | None, c0: Tensor | None, batch_first: bool
+    packed: tuple[Any, Any], x: Tensor, h0: Tensor | None, c0: Tensor | None, batch_first: bool
 ) -> tuple[Tensor | None, ...] | None:
-    """The five outputs of a plain call, or None where a shape or a layout is not plain."""
+    """(output, hn, cn) of plain tensors, without a graph; None where a shape or a layout is not plain."""
     follow_threads()
-    return functional.run_inference(stack, x, h0, c0, packed, batch_first, torch.empty, x.dtype, x.device)
+    stack, weights = packed
+    return functional.run_inference(stack.infer, x, h0, c0, weights, batch_first, _fresh[x.dtype])
+
+
+def infer_step(
+    packed: tuple[Any, Any], x: Tensor, h0: Tensor | None, c0: Tensor | None
+) -> tuple[Tensor | None, ...] | None:
+    """(h, c) after one step of one layer, all [B, .]; None as for `infer`."""
+    follow_threads()
+    stack, weights = packed
+    return functional.run_inference(stack.infer_step, x, h0, c0, weights, _fresh[x.dtype])
 
 
 def forward(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..functional import memory_mode
-from . import fallback, route
+from . import fallback, kernels, route
 from .kernels import NO_EXTRAS, Extras, Inputs, Options, WeightCache
 from .packed import pack, permute, unpack
 
@@ -95,19 +95,14 @@ class Layer(torch.nn.RNNBase):
 
     def _infer(self, x: Any, hx: Any) -> tuple[Any, ...] | None:
         """The results of a plain call without a graph; None where it is another one, or the first."""
-        if self._weight_cache is None or (self.training and self.dropout and self.num_layers > 1):
+        state = states_of(hx, self.mode == "LSTM")
+        if state is None or (self.training and self.dropout and self.num_layers > 1):
             return None
-        h0, c0 = hx, None
-        if hx is not None and self.mode == "LSTM":
-            if type(hx) is not tuple or len(hx) != 2:
-                return None
-            h0, c0 = hx
-            if h0 is None or c0 is None:
-                return None
-        outputs = route.infer(self._weights(), self._weight_cache, x, h0, c0, self.batch_first)
+        packed = route.packed_for(self._weights(), self._weight_cache, 3, x, *state)
+        outputs = None if packed is None else kernels.infer(packed, x, *state, self.batch_first)
         if outputs is None:
             return None
-        output, hn, cn, *_ = outputs
+        output, hn, cn = outputs
         return (output, hn) if cn is None else (output, (hn, cn))
 
     def _results(self, outputs: tuple[Any, ...], return_states: bool) -> tuple[Any, ...]:
@@ -247,6 +242,15 @@ class Layer(torch.nn.RNNBase):
         for name, states in (("hidden", inputs[1:3]), ("reset_state", inputs[3:5])):
             for index, state, shape in zip(indices, states, shapes, strict=True):
                 check_state(f"{name}{index}", state, shape, inputs.x, autocast, shared=name == "reset_state")
+
+
+def states_of(hx: Any, pair: bool) -> tuple[Any, Any] | None:
+    """(h, c) of what a module was given, absent ones None; None where a pair was expected and is not there."""
+    if hx is None or not pair:
+        return hx, None
+    if type(hx) is not tuple or len(hx) != 2 or hx[0] is None or hx[1] is None:
+        return None
+    return hx
 
 
 def check_state(

@@ -8,6 +8,7 @@ weights packed once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,35 +52,30 @@ def run(
     return kernels.forward(options, inputs, extras, training=options.dropout > 0, ready=ready)[0]
 
 
-def infer(
-    weights: list[Tensor],
-    cache: WeightCache,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    batch_first: bool,
-) -> tuple[Tensor | None, ...] | None:
-    """As `run` for plain tensors on the CPU, without a graph and with weights that were packed before; else None.
+def packed_for(
+    weights: list[Tensor], cache: WeightCache | None, rank: int, x: Any, h0: Any, c0: Any
+) -> tuple[Any, Any] | None:
+    """The stack and the packed weights for a call without a graph on plain CPU tensors of `rank`; else None.
 
-    The way of a loop of single steps: what `run` and its callers look at one by one, in as little Python as it takes.
+    The short way of a loop of single steps: what `run` and its callers look at one by one, in as little Python as it
+    takes. It is for weights that an earlier call has packed.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
-    if _transforming() or _modes() or _tracing() is not None or forward_ad._current_level >= 0:
+    if cache is None or _transforming() or _modes() or _tracing() is not None or forward_ad._current_level >= 0:
         return None
     dtype = weights[0].dtype
     for tensor in (x,) if h0 is None else (x, h0) if c0 is None else (x, h0, c0):
         if (
             type(tensor) is not Tensor
             or tensor.dtype is not dtype
-            or tensor.dim() != 3
+            or tensor.dim() != rank
             or not tensor.is_cpu
             or tensor.layout is not _STRIDED
             or tensor.is_neg()
         ):
             return None
-    packed = cache.unchanged(weights)
-    return None if packed is None else kernels.infer(*packed, x, h0, c0, batch_first)
+    return cache.unchanged(weights)
 
 
 def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
