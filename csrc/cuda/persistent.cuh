@@ -9,8 +9,10 @@
 
 #ifdef __CUDACC__
 #define RNNFAST_UNROLL_ALL _Pragma("unroll")  // so that what is indexed stays in registers
+#define RNNFAST_UNROLL_NONE _Pragma("unroll 1")
 #else
 #define RNNFAST_UNROLL_ALL
+#define RNNFAST_UNROLL_NONE
 #endif
 
 RNNFAST_BEGIN
