@@ -85,8 +85,11 @@ def test_paths(cell: str) -> None:
 
     assert plan().count("all steps in one launch (persistent kernel") == 2
     assert "with 4 sequences" in plan(T=1, B=133)
-    assert plan(H=600, T=1).count("all steps in one launch (grid kernel") == 2
-    assert "both directions at once" in plan(H=330, T=1, bidirectional=True)
+    assert plan(H=600, T=4).count("all steps in one launch (grid kernel") == 2
+    assert (
+        plan(H=600, T=3).count("a launch for each step (generic kernel: so few steps are sooner done one by one)") == 2
+    )
+    assert "both directions at once" in plan(H=330, T=4, bidirectional=True)
     assert (
         plan(dtype="float64").count("a launch for each step (generic kernel: persistent kernels are not for float64")
         == 2
@@ -98,7 +101,7 @@ def test_paths(cell: str) -> None:
     _cuda.set_path("")
     _cuda.set_multiprocessors(1)
     too_large = "a launch for each step (generic kernel: the recurrent weights do not fit the multiprocessors)"
-    assert plan(H=600, T=1).count(too_large) == 2
+    assert plan(H=600, T=4).count(too_large) == 2
 
 
 @pytest.mark.parametrize("dtype", ["float32", *HALF])

@@ -43,6 +43,7 @@ void launch_dropout(const Call<T>& call, int64_t layer, const Sequence<T>& sourc
 
 constexpr bool kHasPersistent = sizeof(T) == sizeof(float);  // of the element types, for float32
 constexpr bool kHasGrid = sizeof(T) <= sizeof(float);        // not for float64
+constexpr int64_t kLeastGridSteps = 4;                       // fewer are done before the weights have been loaded
 
 // How the time loop of a pass runs: the first of these that is possible, else a launch for each step.
 struct Plan {
@@ -63,8 +64,9 @@ Plan make_plan(const Config& config, const ForwardArgs& args) {
   if (kHasPersistent && path != "grid")
     plan.block = plan_persistent(cuda_runtime::device_limits(), kSums, kDepth * config.hidden_size, config.hidden_size,
                                  args.batch, sizeof(A));
+  const bool wanted = !plan.block.possible && (path == "grid" || args.steps >= kLeastGridSteps);
   if constexpr (kHasGrid)
-    if (!plan.block.possible) plan.grid = GridLoop<T, Cell, kPass>::plan(config, args.batch);
+    if (wanted) plan.grid = GridLoop<T, Cell, kPass>::plan(config, args);
   return plan;
 }
 template <class Cell>
@@ -396,28 +398,29 @@ void backward(const Config& config, const ForwardArgs& args, const BackwardArgs&
 }
 
 // Why no persistent kernel serves a call.
-std::string generic_reason(const Config& config) {
+std::string generic_reason(const Config& config, const ForwardArgs& args) {
   if (!kHasGrid) return "persistent kernels are not for float64";
   if (cuda_engine::path() == "generic") return "set_path asks for it";
   if (config.proj_size > 0) return "persistent kernels have no projection";
+  if (cuda_engine::path() != "grid" && args.steps < kLeastGridSteps) return "so few steps are sooner done one by one";
   return "the recurrent weights do not fit the multiprocessors";
 }
 
-std::string describe(const Config& config, const Plan& plan) {
+std::string describe(const Config& config, const ForwardArgs& args, const Plan& plan) {
   const PersistentPlan& block = plan.block;
   if (block.possible)
     return "all steps in one launch (persistent kernel: " + std::to_string(block.batch_slices) + " blocks of " +
            std::to_string(block.threads) + " threads, each with " + std::to_string(block.rows) +
            (block.rows == 1 ? " sequence)" : " sequences)");
   if (plan.grid.possible) return "all steps in one launch (grid kernel: " + in_words(plan.grid) + ")";
-  return "a launch for each step (generic kernel: " + generic_reason(config) + ")";
+  return "a launch for each step (generic kernel: " + generic_reason(config, args) + ")";
 }
 
 std::string describe(const Config& config, const ForwardArgs& args) {
   std::string text;
   with_cell(config, [&]<class Cell>(const Cell&) {
-    text = "forward " + describe(config, forward_plan<Cell>(config, args)) + "; backward " +
-           describe(config, backward_plan<Cell>(config, args));
+    text = "forward " + describe(config, args, forward_plan<Cell>(config, args)) + "; backward " +
+           describe(config, args, backward_plan<Cell>(config, args));
   });
   return text;
 }

@@ -2,6 +2,7 @@
 // plan at once, memory and launches.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <type_traits>
 
@@ -38,10 +39,12 @@ struct GridLoop {
 
   // Both directions at once where there is room, else one after the other. A plan is possible only where the device says
   // that all its blocks are there at once: with a part of a GPU it may not be.
-  static GridPlan plan(const Config& config, int64_t batch) {
+  static GridPlan plan(const Config& config, const ForwardArgs& args) {
+    if (std::max(args.steps, args.batch) > INT32_MAX) return {};  // the kernels count them in 32 bits
     const DeviceLimits device = cuda_runtime::device_limits();
     for (int directions = static_cast<int>(config.num_directions); directions > 0; --directions) {
-      const GridPlan plan = plan_grid(device, Tile::kShape, kPass, Cell::kGates, config.hidden_size, batch, directions);
+      const GridPlan plan =
+          plan_grid(device, Tile::kShape, kPass, Cell::kGates, config.hidden_size, args.batch, directions);
       if (plan.possible && cuda_runtime::resident_blocks(kernel(), plan.threads, plan.shared_bytes()) >= plan.blocks())
         return plan;
     }

@@ -37,14 +37,13 @@ struct GridPlan {
   int parts = 0, slices = 0, groups = 0;  // see above
   int directions = 0;                     // that run at once
   int threads = 0;                        // of a block
-  int depth_warps = 0;                    // warps that share the depth of an output; the others have other outputs
+  int depth_warps = 0, output_warps = 0;  // warps that share the depth of an output; and that have other outputs
   int output_tiles = 0, depth_tiles = 0;  // of a block
   int tiles = 0;                          // of a warp, at most
   int64_t exchange_row = 0;               // forward: values of a row of states, in global memory
   int sum_bytes = 0;                      // of shared memory, for sums of several warps or sources
 
   RNNFAST_PLAN int blocks() const { return directions * slices * parts; }
-  RNNFAST_PLAN int output_warps() const { return threads / int(kWarp) / depth_warps; }
   RNNFAST_PLAN int outputs() const { return output_tiles * tile.outputs; }
   RNNFAST_PLAN int state_row() const { return depth_tiles * tile.depth + tile.skew; }  // in shared memory, elements
   RNNFAST_PLAN int pairs() const { return units * tile.rows; }  // (row, unit): a thread owns one, or none
@@ -97,21 +96,21 @@ struct GridPlace {
 
 // The tiles of a warp, in the order in which it multiplies them: depth first, so that the sums of an output end.
 struct TileWalk {
-  int output_tile, depth_tile, first_depth_tile, output_step, depth_step, depth_tiles;
+  const GridPlan& plan;
+  const int first_depth_tile;
+  int output_tile, depth_tile;
 
-  RNNFAST_PLAN TileWalk(const GridPlan& plan, int warp)
-      : output_tile(warp / plan.depth_warps),
-        depth_tile(warp % plan.depth_warps),
-        first_depth_tile(depth_tile),
-        output_step(plan.output_warps()),
-        depth_step(plan.depth_warps),
-        depth_tiles(plan.depth_tiles) {}
+  RNNFAST_PLAN TileWalk(const GridPlan& plan_, int warp)
+      : plan(plan_),
+        first_depth_tile(warp % plan_.depth_warps),
+        output_tile(warp / plan_.depth_warps),
+        depth_tile(first_depth_tile) {}
 
   // Goes on; true: what has been multiplied was the last tile of its outputs.
   RNNFAST_PLAN bool next() {
-    depth_tile += depth_step;
-    if (depth_tile < depth_tiles) return false;
-    depth_tile = first_depth_tile, output_tile += output_step;
+    depth_tile += plan.depth_warps;
+    if (depth_tile < plan.depth_tiles) return false;
+    depth_tile = first_depth_tile, output_tile += plan.output_warps;
     return true;
   }
 };
@@ -130,13 +129,14 @@ inline void share_tiles(GridPlan& plan, GridPass pass, int64_t outputs, int64_t 
   plan.tiles = 0;
   for (int depth_warps = 1; depth_warps <= most_depth_warps && depth_warps <= plan.depth_tiles; depth_warps *= 2) {
     const int most_output_warps = kGridThreads / int(kWarp) / depth_warps;
-    const int output_warps = plan.output_tiles < most_output_warps ? plan.output_tiles : most_output_warps;
-    const int tiles = ceil_div(plan.output_tiles, output_warps) * ceil_div(plan.depth_tiles, depth_warps);
+    const int useful_warps = plan.output_tiles < most_output_warps ? plan.output_tiles : most_output_warps;
+    const int tiles = ceil_div(plan.output_tiles, useful_warps) * ceil_div(plan.depth_tiles, depth_warps);
     if (plan.tiles && tiles >= plan.tiles) continue;
     plan.tiles = tiles, plan.depth_warps = depth_warps;
-    plan.threads = output_warps * depth_warps * int(kWarp);
+    plan.threads = useful_warps * depth_warps * int(kWarp);
   }
   while (plan.threads < plan.pairs()) plan.threads += plan.depth_warps * int(kWarp);  // idle but for the cell
+  plan.output_warps = plan.threads / int(kWarp) / plan.depth_warps;
 }
 
 inline GridPlan with_units(const DeviceLimits& device, const TileShape& tile, GridPass pass, int gates, int64_t H,

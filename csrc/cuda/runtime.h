@@ -75,6 +75,7 @@ inline void publish(uint32_t* flag, uint32_t epoch) {
   __syncthreads();
   if (threadIdx.x == 0) *flag = epoch;
 }
+inline void prefetch(const void*) {}
 // Of memory that other blocks write during the launch.
 template <class V>
 V load_shared_by_blocks(const V* p) {
@@ -155,6 +156,7 @@ __device__ inline void publish(uint32_t* flag, uint32_t epoch) {
   __syncthreads();
   if (threadIdx.x == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(epoch) : "memory");
 }
+__device__ inline void prefetch(const void* p) { asm volatile("prefetch.global.L1 [%0];" ::"l"(p)); }
 // Of memory that other blocks write during the launch: from L2, past this multiprocessor's own cache.
 template <class V>
 __device__ V load_shared_by_blocks(const V* p) {
@@ -169,7 +171,7 @@ __device__ inline Words load_shared_by_blocks(const Words* p) {
 // Memory shared by a block, of the size that launch_shared was given.
 template <class V>
 __device__ V* shared_memory() {
-  extern __shared__ double4 rnnfast_dynamic_shared[];
+  extern __shared__ Words rnnfast_dynamic_shared[];
   return reinterpret_cast<V*>(rnnfast_dynamic_shared);
 }
 // The value of the thread whose number differs in the bits of `mask`, within a warp. All threads of the warp take part.

@@ -5,7 +5,7 @@
 //
 // On FMA cores (float32) a warp is groups x slices: the threads of a group share 8 outputs, each has 4 consecutive depths of
 // them, and in the end every thread has the sums of 32 / slices (output, row) pairs. On tensor cores a tile is the A operand
-// of mma.sync.m16n8k16 and the states are its B operand, in the fragments of the PTX manual ("Matrix fragments for mma.m16n8k16").
+// of mma.sync.m16n8k16 and the states are its B operand, in the fragments of the PTX manual.
 #pragma once
 
 #include "cuda/plan.h"

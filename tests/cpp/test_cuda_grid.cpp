@@ -113,7 +113,7 @@ void check_plan(const GridPlan& plan, const Shape& s) {
   const bool forward = s.pass == GridPass::kForward;
   CHECK(plan.blocks() <= s.device.multiprocessors);
   CHECK(plan.threads <= kGridThreads && plan.threads % kLanes == 0 && plan.threads >= plan.pairs());
-  CHECK(plan.threads == plan.output_warps() * plan.depth_warps * kLanes);
+  CHECK(plan.threads == plan.output_warps * plan.depth_warps * kLanes);
   CHECK(plan.shared_bytes() <= s.device.shared_bytes);
   CHECK(int64_t{plan.parts} * plan.units >= s.H && int64_t{plan.parts - 1} * plan.units < s.H);
   CHECK(int64_t{plan.slices} * plan.groups * plan.tile.rows >= s.batch);
