@@ -19,8 +19,9 @@ from test_kernels import CELLS, PARAMETERS, case_of, check
 HALF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # half a unit in the last place of 1
 DTYPES = ("float64", "float32", *HALF)
 
-# (dtype, path): float32 has persistent kernels, everything else a launch for each step.
-PATHS = [("float64", ""), ("float32", ""), ("float32", "generic")]
+# (dtype, path): float32 has persistent kernels in a block and over a grid, float64 a launch for each step.
+PATHS = [("float64", ""), ("float32", ""), ("float32", "grid"), ("float32", "generic")]
+HALF_PATHS = [(dtype, path) for dtype in HALF for path in ("", "generic")]  # these have the grid's
 
 PERSISTENT_SIZES: list[dict[str, Any]] = [
     {"T": 3, "B": 141, "H": 9, "lengths": True, "reset": 0.2, "reset_state": "rows"},  # four sequences in a block
@@ -28,6 +29,23 @@ PERSISTENT_SIZES: list[dict[str, Any]] = [
     {"T": 2, "B": 135, "H": 67},
     {"T": 7, "B": 3, "H": 97, "lengths": (0, 7, 2), "reset": 0.3},
     {"T": 2, "B": 1, "H": 311},  # for the vanilla RNN a persistent kernel still
+]
+
+# (multiprocessors, case) for the grid's kernels; an emulated device has that many. Then the sizes for a real one.
+FEW_MULTIPROCESSORS: list[tuple[int, dict[str, Any]]] = [
+    (3, {"T": 4, "B": 29, "H": 24, "lengths": True, "reset": 0.2, "reset_state": "rows"}),  # a block has several groups
+    (
+        4,
+        {"T": 3, "B": 9, "H": 61, "lengths": (0, 3, 2, 1, 1, 0, 0, 0, 0), "reset": 0.3},
+    ),  # one direction, then the other
+    (6, {"T": 2, "B": 3, "H": 170}),  # backward, weights in shared memory too
+    (132, {"T": 3, "B": 2, "H": 93}),  # many parts, of which the last is not full
+]
+GRID_SIZES: list[dict[str, Any]] = [
+    {"T": 40, "B": 33, "H": 256, "lengths": True, "reset": 0.05, "reset_state": "rows"},
+    {"T": 9, "B": 70, "H": 511, "lengths": True},
+    {"T": 6, "B": 5, "H": 1024, "reset": 0.2},
+    {"T": 3, "B": 2, "H": 2048},  # for the LSTM and the GRU in 16 bits only
 ]
 
 # Odd sizes, and some beyond one tile of 16 (a step's) and of 64 (a large product's), each way.

@@ -160,7 +160,7 @@ class InProcess:
 
 
 @pytest.fixture
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def stand_ins(monkeypatch: pytest.MonkeyPatch, restore_sharing: None) -> Iterator[None]:
     pytest.importorskip("torch")
     monkeypatch.setattr(_device, "emulate", True)
     monkeypatch.setattr(gpu, "stand_in", True)

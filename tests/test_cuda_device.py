@@ -19,7 +19,9 @@ import rnnfast
 from cuda_cases import (
     DTYPES,
     EMPTY,
+    GRID_SIZES,
     HALF,
+    HALF_PATHS,
     PERSISTENT_SIZES,
     RANDOM,
     SIZES,
@@ -48,7 +50,7 @@ import torch_cases
 from rnnfast import _cuda
 
 DEVICE = "cuda"
-PATHS = [(dtype, "") for dtype in DTYPES] + [("float32", "generic")]  # float32 has persistent kernels too
+PATHS = [("float64", ""), *(("float32", path) for path in ("", "grid", "generic")), *HALF_PATHS]
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +89,34 @@ def test_options_of_cupy(case: Case, dtype: str) -> None:
 @pytest.mark.parametrize("sizes", PERSISTENT_SIZES)
 def test_sizes_of_persistent_kernels(cell: str, sizes: dict[str, Any], tensors: Place) -> None:
     check_on(tensors, case_of(cell, **sizes, bidirectional=True, dtype="float32", hx=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize("sizes", GRID_SIZES)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_grids(cell: str, sizes: dict[str, Any], dtype: str, tensors: Place) -> None:
+    _cuda.set_path("grid")
+    check_on(tensors, case_of(cell, **sizes, bidirectional=sizes["H"] < 1024, dtype=dtype, hx=True), slack=2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize(("B", "H"), [(3, 64), (64, 512), (16, 1024)])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_grids_repeat_their_bits(cell: str, B: int, H: int, dtype: str, tensors: Place) -> None:
+    """Blocks that wait for each other at every step, beside a stream that is busy: no step reads what is not there yet."""
+    _cuda.set_path("grid")
+    case = case_of(cell, T=400, B=B, I=8, H=H, dtype=dtype, return_states=False)
+    arrays = tensors.arrays(case)
+    assert plan_of(tensors, case).count("grid kernel") == 2
+    expected = forward_and_backward(case, arrays)
+    busy = torch.ones(2048, 2048, device=DEVICE)
+    for repeat in range(8):
+        if repeat % 2:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(20):
+                    busy @ busy
+        found = forward_and_backward(case, arrays)
+        assert all(map(torch.equal, flatten(found), flatten(expected)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -364,8 +394,10 @@ def test_arrays_of_both_libraries() -> None:
 
 
 def test_plans(tensors: Place) -> None:
-    """float32 runs all steps in one launch where the weights fit, on this device too."""
-    assert plan_of(tensors, case_of("lstm", dtype="float32")).count("all steps in one launch") == 2
+    """All steps run in one launch where the weights fit, on this device too: one multiprocessor, or all of them."""
+    assert plan_of(tensors, case_of("lstm", dtype="float32")).count("all steps in one launch (persistent kernel") == 2
+    assert plan_of(tensors, case_of("lstm", H=600, T=4, dtype="float32")).count("grid kernel") == 2
+    assert plan_of(tensors, case_of("lstm", H=1024, T=4, dtype="bfloat16")).count("grid kernel") == 2
     assert plan_of(tensors, case_of("lstm", dtype="float64")).count("a launch for each step") == 2
 
 

@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 import rnnfast
 from cuda_cases import (
     EMPTY,
+    FEW_MULTIPROCESSORS,
     HALF,
+    HALF_PATHS,
     NUMPY,
     PATHS,
     PERSISTENT_SIZES,
@@ -41,7 +43,7 @@ from cuda_cases import (
 from reference_cases import Case, make, map_arrays, options, poison_padding, results, valid_mask
 from rnnfast import _device, functional, reference
 from rnnfast.cli import selftest, selftest_cases, selftest_worker
-from test_kernels import CELLS, DTYPES, assert_same, case_of, check, truth_of, variants
+from test_kernels import CELLS, assert_same, case_of, check, truth_of, variants
 
 _cuda: Any = import_module("rnnfast._cuda") if find_spec("rnnfast._cuda") else None
 
@@ -58,6 +60,7 @@ def emulate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     functional.stack.cache_clear()
     if _cuda is not None:
         _cuda.run_backwards(False)
+        _cuda.set_multiprocessors(132)
         _cuda.set_path("")
 
 
@@ -80,17 +83,52 @@ def test_paths(cell: str) -> None:
     def plan(**changes: Any) -> str:
         return plan_of(NUMPY, case_of(cell, **{"dtype": "float32"} | changes))
 
-    assert plan().count("all steps in one launch") == 2
+    assert plan().count("all steps in one launch (persistent kernel") == 2
     assert "with 4 sequences" in plan(T=1, B=133)
-    for changes, why in (
-        ({"H": 600, "T": 1}, "the recurrent weights do not fit one multiprocessor"),
-        ({"dtype": "float64"}, "persistent kernels are for float32"),
-    ):
-        assert plan(**changes).count(f"a launch for each step (generic kernel: {why})") == 2
+    assert plan(H=600, T=4).count("all steps in one launch (grid kernel") == 2
+    assert (
+        plan(H=600, T=3).count("a launch for each step (generic kernel: so few steps are sooner done one by one)") == 2
+    )
+    assert "both directions at once" in plan(H=330, T=4, bidirectional=True)
+    assert (
+        plan(dtype="float64").count("a launch for each step (generic kernel: persistent kernels are not for float64")
+        == 2
+    )
     if functional.CELLS[cell].has_cell_state:
         assert "persistent kernels have no projection" in plan(proj=3)
     _cuda.set_path("generic")
     assert plan().count("a launch for each step (generic kernel: set_path asks for it)") == 2
+    _cuda.set_path("")
+    _cuda.set_multiprocessors(1)
+    too_large = "a launch for each step (generic kernel: the recurrent weights do not fit the multiprocessors)"
+    assert plan(H=600, T=4).count(too_large) == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize(("multiprocessors", "sizes"), FEW_MULTIPROCESSORS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_grids(cell: str, multiprocessors: int, sizes: dict[str, Any], dtype: str) -> None:
+    """On devices so small that blocks have several groups of sequences, and more weights than registers."""
+    _cuda.set_path("grid")
+    _cuda.set_multiprocessors(multiprocessors)
+    place = torch_place("cpu") if dtype in HALF else NUMPY
+    case = case_of(cell, **sizes, bidirectional=True, dtype=dtype, hx=True)
+    assert plan_of(place, case).count("grid kernel") == 2
+    check_on(place, case)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "multiprocessors", "H", "blocks"),
+    [("float32", 4, 170, "4 blocks of 256 threads with 44 units"), *((t, 18, 560, "18 blocks of 256") for t in HALF)],
+)
+def test_weights_in_shared_memory(dtype: str, multiprocessors: int, H: int, blocks: str) -> None:
+    """More than the registers hold: on FMA cores beyond four tiles of a warp, on tensor cores beyond 32."""
+    _cuda.set_path("grid")
+    _cuda.set_multiprocessors(multiprocessors)
+    place = torch_place("cpu") if dtype in HALF else NUMPY
+    case = case_of("lstm", T=2, B=3, H=H, dtype=dtype, hx=True)
+    assert blocks in plan_of(place, case)
+    check_on(place, case)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -111,10 +149,11 @@ def test_chunks_of_steps(cell: str, dtype: str, path: str) -> None:
         np.testing.assert_array_equal(value, whole[name], err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "path"), PATHS)
 @pytest.mark.parametrize("case", variants("everything", "batch_first", "reset_to_rows"))
-def test_no_barrier_is_missing(case: Case, dtype: str) -> None:
+def test_no_barrier_is_missing(case: Case, dtype: str, path: str) -> None:
     """The same bits when the threads and blocks of every launch run in the opposite order."""
+    _cuda.set_path(path)
     case = replace(case, dtype=dtype)
     found = run(case)
     _cuda.run_backwards(True)
@@ -154,16 +193,18 @@ def test_random_configurations(case: Case) -> None:
 # ---- float16 and bfloat16 ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("dtype", "path"), HALF_PATHS)
 @pytest.mark.parametrize("case", variants())
-def test_half_precision(case: Case, dtype: str) -> None:
+def test_half_precision(case: Case, dtype: str, path: str) -> None:
+    _cuda.set_path(path)
     check_on(torch_place("cpu"), replace(case, dtype=dtype, H=min(case.H, 19)))
 
 
-@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("dtype", "path"), [*HALF_PATHS, ("float32", ""), ("float32", "grid")])
 @pytest.mark.parametrize("case", variants("everything"))
-def test_nothing_is_read_before_it_is_written(case: Case, dtype: str, fresh_memory_is_nan: None) -> None:
+def test_nothing_is_read_before_it_is_written(case: Case, dtype: str, path: str, fresh_memory_is_nan: None) -> None:
     """Of the engine's memory and of results: PyTorch fills both with NaN here."""
+    _cuda.set_path(path)
     check_on(torch_place("cpu"), replace(case, dtype=dtype, H=min(case.H, 19)))
 
 

@@ -40,14 +40,17 @@ std::string describe(const Config& config, const ForwardArgs& args) {
   return engine(config.dtype).describe(config, args);
 }
 
-bool& generic_only() {
-  static bool only = false;
-  return only;
+namespace {
+std::string& chosen_path() {
+  static std::string path;
+  return path;
 }
+}  // namespace
+const std::string& path() { return chosen_path(); }
 void set_path(const std::string& path) {
-  if (path != "" && path != "generic")
-    throw std::invalid_argument("path: expected '' or 'generic', got '" + path + "'");
-  generic_only() = path == "generic";
+  if (path != "" && path != "generic" && path != "grid")
+    throw std::invalid_argument("path: expected '', 'generic' or 'grid', got '" + path + "'");
+  chosen_path() = path;
 }
 
 int device_count() { return cuda_runtime::device_count(); }
@@ -63,6 +66,11 @@ int64_t launches() {
 void run_backwards([[maybe_unused]] bool on) {
 #ifdef RNNFAST_EMULATE
   emulator::emulation().backwards = on;
+#endif
+}
+void set_multiprocessors([[maybe_unused]] int64_t count) {
+#ifdef RNNFAST_EMULATE
+  emulator::emulation().multiprocessors = count;
 #endif
 }
 

@@ -30,12 +30,14 @@ void backward(const Config& config, const ForwardArgs& args, const BackwardArgs&
               void* stream);
 
 std::string describe(const Config& config, const ForwardArgs& args);  // which kernels serve a call, in words
-void set_path(const std::string& path);  // "": the best that a shape allows, "generic": a launch for each step
+// "": the best that a shape allows; "grid": spread over blocks, also where one would do; "generic": a launch for each step.
+void set_path(const std::string& path);
 
-int device_count();                // 0 where there is no driver
-std::string device_description();  // of the current device, or why there is none
-bool emulated();                   // "device" memory is the host's (cuda/emulate.h)
-int64_t launches();                // by this thread, of the emulator
-void run_backwards(bool on);       // the emulator's threads in the opposite order: a missing barrier shows
+int device_count();                       // 0 where there is no driver
+std::string device_description();         // of the current device, or why there is none
+bool emulated();                          // "device" memory is the host's (cuda/emulate.h)
+int64_t launches();                       // by this thread, of the emulator
+void run_backwards(bool on);              // the emulator's threads in the opposite order: a missing barrier shows
+void set_multiprocessors(int64_t count);  // of the device that the emulator is
 
 }  // namespace rnnfast::cuda_engine

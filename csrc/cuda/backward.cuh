@@ -111,6 +111,16 @@ RNNFAST_FN void run_adjoint(const Item<T>& item, const Cell& cell, const Moment&
   for (int s = 0; s < Cell::kSlots; ++s) item.gate_grads[first + s * item.H] = slot[s];
 }
 
+// Asks for what the adjoint of unit u will read from far away, long before it is needed.
+template <class Cell, class T>
+__device__ void prefetch_adjoint(const Item<T>& item, const Moment& m, int64_t u) {
+  if (!m.active) return;
+  const int64_t first = slot_index(item, m.t, m.b, u);
+  for (int s = 0; s < Cell::kSlots; ++s) cuda_runtime::prefetch(item.slots + first + s * item.H);
+  if (item.grad_out.data) cuda_runtime::prefetch(at(item.grad_out, m.t, m.b) + u);
+  if (Cell::kCellState) cuda_runtime::prefetch(&cell_state(item, m.t, m.b, u));  // c before it comes with the next step
+}
+
 // Step number n of the forward order, backwards; n = -1 only collects what the first step sends to the initial states.
 template <class T, class Cell>
 __global__ void __launch_bounds__(kThreads) step_adjoint_kernel(Items<T> items, Cell cell, int64_t n) {

@@ -54,8 +54,9 @@ Matrix<T> vector(const Array2& a) {  // as one row
 template <class T>
 class Call {
   using A = Arithmetic<T>;
-  // Of pre-activations, where they are not kept; in the emulator so few that its tests see more than one chunk.
-  static constexpr int64_t kChunkBytes = cuda_runtime::kEmulated ? 1 << 10 : 16 << 20;
+  // Of pre-activations, where they are not kept: many, since each launch of a persistent kernel loads the weights anew. In
+  // the emulator so few that its tests see more than one chunk.
+  static constexpr int64_t kChunkBytes = cuda_runtime::kEmulated ? 1 << 10 : 128 << 20;
 
  public:
   Call(const Config& config, const ForwardArgs& args, const Gates& gates, bool training)

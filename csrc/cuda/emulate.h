@@ -4,7 +4,8 @@
 // The threads of a block are fibres: each runs until __syncthreads() or its end, then the next one takes over; a warp that
 // only exchanges values goes on by itself. A barrier that some threads of a block miss is an error; one that is missing in
 // the source shows when the threads run in the opposite order (`emulation().backwards`), since then the results differ.
-// Blocks run one after another.
+// Blocks run one after another, but those of a cooperative launch together: one that has come to a barrier lets another
+// go on, in an order that is drawn. That none of them can go on any more is an error.
 #pragma once
 
 #include <math.h>
@@ -36,6 +37,8 @@ namespace rnnfast::emulator {
 struct Emulation {
   bool backwards = false;  // threads and blocks run from the last to the first
   int64_t launches = 0;
+  int64_t multiprocessors = 132;  // of the device that is emulated
+  bool waits_in_vain = false;     // the block that runs now, for other blocks
 };
 inline Emulation& emulation() {
   static thread_local Emulation state;
@@ -105,15 +108,16 @@ class Fibre {
   Wait wait_ = Wait::kNone;
 };
 
-// Runs the threads [begin, end), a warp, until they wait for the block (how many, is the result) or have ended.
-inline unsigned run_warp(std::vector<std::unique_ptr<Fibre>>& fibres, unsigned begin, unsigned end,
+// Runs the threads [begin, end), a warp, until they wait for the block (how many, is the result) or have ended. `first`: the
+// fibre of the block's thread 0.
+inline unsigned run_warp(std::vector<std::unique_ptr<Fibre>>& fibres, unsigned first, unsigned begin, unsigned end,
                          const std::function<void()>& kernel) {
   for (;;) {
     unsigned count[3] = {};
     for (unsigned n = begin; n < end; ++n) {
       const unsigned i = emulation().backwards ? begin + end - 1 - n : n;
       threadIdx = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y);
-      ++count[static_cast<int>(fibres[i]->resume(kernel))];
+      ++count[static_cast<int>(fibres[first + i]->resume(kernel))];
     }
     if (count[static_cast<int>(Wait::kWarp)] == 0) return count[static_cast<int>(Wait::kBlock)];
     if (count[static_cast<int>(Wait::kWarp)] != end - begin)
@@ -121,36 +125,77 @@ inline unsigned run_warp(std::vector<std::unique_ptr<Fibre>>& fibres, unsigned b
   }
 }
 
-inline void run_block(const std::function<void()>& kernel) {
-  static thread_local std::vector<std::unique_ptr<Fibre>> fibres;
+using Fibres = std::vector<std::unique_ptr<Fibre>>;
+
+// Runs each thread of a block to the next barrier; false: to the end of the kernel.
+inline bool run_to_barrier(Fibres& fibres, unsigned first, const std::function<void()>& kernel) {
   constexpr unsigned kWarpSize = 32;
   const unsigned count = blockDim.x * blockDim.y * blockDim.z, warps = (count + kWarpSize - 1) / kWarpSize;
-  while (fibres.size() < count) fibres.push_back(std::make_unique<Fibre>());
-  for (unsigned waiting = count; waiting;) {
-    waiting = 0;
-    for (unsigned n = 0; n < warps; ++n) {
-      const unsigned begin = (emulation().backwards ? warps - 1 - n : n) * kWarpSize;
-      waiting += run_warp(fibres, begin, begin + kWarpSize < count ? begin + kWarpSize : count, kernel);
-    }
-    if (waiting == 0 || waiting == count) continue;
-    fibres.clear();
-    throw std::logic_error("emulator: a barrier that not all threads reach");
+  unsigned waiting = 0;
+  for (unsigned n = 0; n < warps; ++n) {
+    const unsigned begin = (emulation().backwards ? warps - 1 - n : n) * kWarpSize;
+    waiting += run_warp(fibres, first, begin, begin + kWarpSize < count ? begin + kWarpSize : count, kernel);
   }
+  if (waiting != 0 && waiting != count) throw std::logic_error("emulator: a barrier that not all threads reach");
+  return waiting != 0;
 }
 
 // Of a block: memory whose size the launch gives, and what its threads hand to each other.
-inline thread_local std::vector<double> dynamic_shared, exchanged;
+inline thread_local double* dynamic_shared;
+inline thread_local std::vector<double> exchanged;
 
-inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+struct Block {
+  dim3 index;
+  unsigned first_fibre;
+  std::vector<double> shared;
+
+  bool run(Fibres& fibres, const std::function<void()>& kernel) {
+    blockIdx = index, dynamic_shared = shared.data();
+    return run_to_barrier(fibres, first_fibre, kernel);
+  }
+};
+
+// Together: all blocks are there at once. Else one after another.
+inline void run_blocks(std::vector<Block>& blocks, bool together, Fibres& fibres, const std::function<void()>& kernel) {
+  constexpr size_t kPatience = 1000;  // turns of each block
+  std::vector<Block*> running;
+  for (Block& block : blocks) running.push_back(&block);
+  uint32_t random = emulation().backwards ? 12345 : 67890;
+  for (size_t in_vain = 0; !running.empty();) {
+    random = random * 1664525 + 1013904223;
+    const size_t n = together ? (random >> 8) % running.size() : 0;
+    emulation().waits_in_vain = false;
+    if (!running[n]->run(fibres, kernel)) running.erase(running.begin() + static_cast<ptrdiff_t>(n));
+    in_vain = emulation().waits_in_vain ? in_vain + 1 : 0;
+    if (in_vain > kPatience * (running.size() + 1))
+      throw std::logic_error("emulator: blocks that wait for each other for ever");
+  }
+}
+
+inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
+                     bool together = false) {
+  static thread_local Fibres fibres;
   gridDim = grid, blockDim = block;
-  exchanged.resize(size_t{block.x} * block.y * block.z);
+  const unsigned threads = block.x * block.y * block.z;
+  exchanged.resize(threads);
   ++emulation().launches;
   const int64_t count = int64_t{grid.x} * grid.y * grid.z;
-  for (int64_t n = 0; n < count; ++n) {
-    const int64_t i = emulation().backwards ? count - 1 - n : n;
-    blockIdx = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
-    dynamic_shared.assign(shared_bytes / sizeof(double) + 1, NAN);  // not what the block before has left
-    run_block(kernel);
+  const int64_t at_once = together ? count : 1;
+  while (fibres.size() < size_t{threads} * at_once) fibres.push_back(std::make_unique<Fibre>());
+  try {
+    for (int64_t n = 0; n < count; n += at_once) {
+      std::vector<Block> blocks;
+      for (int64_t j = 0; j < at_once; ++j) {
+        const int64_t i = emulation().backwards ? count - 1 - n - j : n + j;
+        const dim3 index(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+        const std::vector<double> shared(shared_bytes / sizeof(double) + 1, NAN);  // not what the block before has left
+        blocks.push_back({index, static_cast<unsigned>(j) * threads, shared});
+      }
+      run_blocks(blocks, together, fibres, kernel);
+    }
+  } catch (...) {
+    fibres.clear();
+    throw;
   }
 }
 

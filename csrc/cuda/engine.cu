@@ -5,6 +5,7 @@
 #include "cuda/dropout.cuh"
 #include "cuda/engine.h"
 #include "cuda/forward.cuh"
+#include "cuda/grid_launch.cuh"
 #include "cuda/persistent.cuh"
 
 RNNFAST_BEGIN
@@ -41,19 +42,57 @@ void launch_dropout(const Call<T>& call, int64_t layer, const Sequence<T>& sourc
 // ---- persistent kernels -------------------------------------------------------------------------------------------
 
 constexpr bool kHasPersistent = sizeof(T) == sizeof(float);  // of the element types, for float32
+constexpr bool kHasGrid = sizeof(T) <= sizeof(float);        // not for float64
+constexpr int64_t kLeastGridSteps = 4;                       // fewer are done before the weights have been loaded
 
-PersistentPlan make_plan(const Config& config, const ForwardArgs& args, int gates, int64_t depth) {
-  if (!kHasPersistent || cuda_engine::generic_only() || config.proj_size > 0) return {};
-  return plan_persistent(cuda_runtime::device_limits(), gates, depth, config.hidden_size, args.batch, sizeof(A));
+// How the time loop of a pass runs: the first of these that is possible, else a launch for each step.
+struct Plan {
+  PersistentPlan block;
+  GridPlan grid;
+
+  bool in_one_launch() const { return block.possible || grid.possible; }
+};
+
+// G gates of each unit over `depth` values, in a block; over a grid as the pass says.
+template <class Cell, GridPass kPass>
+Plan make_plan(const Config& config, const ForwardArgs& args) {
+  const std::string& path = cuda_engine::path();
+  Plan plan;
+  if (path == "generic" || config.proj_size > 0) return plan;
+  constexpr bool kForward = kPass == GridPass::kForward;
+  constexpr int kSums = kForward ? Cell::kGates : 1, kDepth = kForward ? 1 : Cell::kGates;
+  if (kHasPersistent && path != "grid")
+    plan.block = plan_persistent(cuda_runtime::device_limits(), kSums, kDepth * config.hidden_size, config.hidden_size,
+                                 args.batch, sizeof(A));
+  const bool wanted = !plan.block.possible && (path == "grid" || args.steps >= kLeastGridSteps);
+  if constexpr (kHasGrid)
+    if (wanted) plan.grid = GridLoop<T, Cell, kPass>::plan(config, args);
+  return plan;
 }
 template <class Cell>
-PersistentPlan forward_plan(const Config& config, const ForwardArgs& args) {
-  return make_plan(config, args, Cell::kGates, config.hidden_size);
+Plan forward_plan(const Config& config, const ForwardArgs& args) {
+  return make_plan<Cell, GridPass::kForward>(config, args);
 }
 template <class Cell>
-PersistentPlan backward_plan(const Config& config, const ForwardArgs& args) {
-  return make_plan(config, args, 1, Cell::kGates * config.hidden_size);
+Plan backward_plan(const Config& config, const ForwardArgs& args) {
+  return make_plan<Cell, GridPass::kBackward>(config, args);
 }
+
+// The plan of a pass and what its blocks exchange, laid out behind the rest of the workspace.
+template <class Cell, GridPass kPass>
+struct Loop {
+  using V = std::conditional_t<kPass == GridPass::kForward, T, A>;
+  Plan plan;
+  Exchange<V> exchange{};
+
+  Loop(const Config& config, const ForwardArgs& args, Carver& workspace) : plan(make_plan<Cell, kPass>(config, args)) {
+    if constexpr (kHasGrid) exchange = GridLoop<T, Cell, kPass>::take(plan.grid, workspace);
+  }
+};
+template <class Cell>
+using ForwardLoop = Loop<Cell, GridPass::kForward>;
+template <class Cell>
+using BackwardLoop = Loop<Cell, GridPass::kBackward>;
 
 template <class Kernel, class... Arguments>
 void launch_persistent(Kernel kernel, const PersistentPlan& plan, int gates, const Items<T>& items, Stream stream,
@@ -119,24 +158,31 @@ void input_products(Items<T>& items, int64_t begin, int64_t end, Stream stream) 
 }
 
 template <class Cell>
-void forward_layer(const Call<T>& call, Items<T> items, const Cell& cell, Stream stream) {
+void forward_steps(const Items<T>& items, const Cell& cell, const ForwardLoop<Cell>& loop, int64_t begin, int64_t end,
+                   Stream stream) {
+  if constexpr (kHasPersistent)
+    if (loop.plan.block.possible) return persistent_forward<Cell>(loop.plan.block, items, cell, begin, end, stream);
+  if constexpr (kHasGrid)
+    if (loop.plan.grid.possible)
+      return GridLoop<T, Cell, GridPass::kForward>::launch(loop.plan.grid, items, cell, loop.exchange, stream, begin,
+                                                           end);
   const Item<T>& item = items.item[0];
-  const PersistentPlan plan = forward_plan<Cell>(call.config(), call.args());
+  for (int64_t n = begin; n < end; ++n) {
+    launch_step(step_kernel<T, Cell>, items, item.H, stream, cell, n);
+    if (item.projected) launch_step(projection_kernel<T>, items, item.P, stream, n);
+  }
+}
+
+template <class Cell>
+void forward_layer(const Call<T>& call, Items<T> items, const Cell& cell, const ForwardLoop<Cell>& loop,
+                   Stream stream) {
+  const Item<T>& item = items.item[0];
   for (int64_t d = 0; d < items.count; ++d) launch_states(initial_state_kernel<T>, items.item[d], stream);
-  if (plan.possible) launch_padding(forward_padding_kernel<T>, items, stream);
+  if (loop.plan.in_one_launch()) launch_padding(forward_padding_kernel<T>, items, stream);
   for (int64_t begin = 0; begin < item.steps; begin += call.chunk()) {
     const int64_t end = std::min(begin + call.chunk(), item.steps);
     input_products(items, begin, end, stream);
-    if constexpr (kHasPersistent) {
-      if (plan.possible) {
-        persistent_forward<Cell>(plan, items, cell, begin, end, stream);
-        continue;
-      }
-    }
-    for (int64_t n = begin; n < end; ++n) {
-      launch_step(step_kernel<T, Cell>, items, item.H, stream, cell, n);
-      if (item.projected) launch_step(projection_kernel<T>, items, item.P, stream, n);
-    }
+    forward_steps(items, cell, loop, begin, end, stream);
   }
 }
 
@@ -251,7 +297,12 @@ void weight_gradients(const Item<T>& item, const LayerWeights& target, A* partia
 }
 
 template <class Cell>
-void backward_steps(const Items<T>& items, const Cell& cell, Stream stream) {
+void backward_steps(const Items<T>& items, const Cell& cell, const BackwardLoop<Cell>& loop, Stream stream) {
+  if constexpr (kHasPersistent)
+    if (loop.plan.block.possible) return persistent_backward<Cell>(loop.plan.block, items, cell, stream);
+  if constexpr (kHasGrid)
+    if (loop.plan.grid.possible)
+      return GridLoop<T, Cell, GridPass::kBackward>::launch(loop.plan.grid, items, cell, loop.exchange, stream);
   const Item<T>& item = items.item[0];
   for (int64_t n = item.steps - 1; n >= -1; --n) {
     launch_step(step_adjoint_kernel<T, Cell>, items, item.P, stream, cell, n);
@@ -260,26 +311,20 @@ void backward_steps(const Items<T>& items, const Cell& cell, Stream stream) {
 }
 
 template <class Cell>
-void backward_layer(const Call<T>& call, const Items<T>& items, const Cell& cell, Stream stream) {
-  const PersistentPlan plan = backward_plan<Cell>(call.config(), call.args());
+void backward_layer(const Items<T>& items, const Cell& cell, const BackwardLoop<Cell>& loop, Stream stream) {
   for (int64_t d = 0; d < items.count; ++d) launch_states(load_carries_kernel<T>, items.item[d], stream);
-  if (!plan.possible) backward_steps(items, cell, stream);
-  if constexpr (kHasPersistent) {
-    if (plan.possible) {
-      launch_padding(backward_padding_kernel<T>, items, stream);
-      persistent_backward<Cell>(plan, items, cell, stream);
-    }
-  }
+  if (loop.plan.in_one_launch()) launch_padding(backward_padding_kernel<T>, items, stream);
+  backward_steps(items, cell, loop, stream);
   for (int64_t d = 0; d < items.count; ++d) launch_states(store_carries_kernel<T>, items.item[d], stream);
 }
 
 template <class Cell>
 void backward_call(Call<T>& call, const BackwardMemory& memory, const BackwardArgs& gradients, const Cell& cell,
-                   Stream stream) {
+                   const BackwardLoop<Cell>& loop, Stream stream) {
   for (int64_t layer = call.config().num_layers - 1; layer >= 0; --layer) {
     const Items<T> items = memory.items(layer);
     const Item<T>& item = items.item[0];
-    backward_layer(call, items, cell, stream);
+    backward_layer(items, cell, loop, stream);
     for (int64_t d = 0; d < items.count && !gradients.grad_weights.empty(); ++d)
       weight_gradients(items.item[d], gradients.grad_weights[layer * items.count + d], memory.partials(), stream);
     const Sequence<T> target = memory.grad_input(layer);
@@ -307,6 +352,7 @@ Sizes forward_sizes(const Config& config, const ForwardArgs& args, bool training
   Carver reserve, workspace;
   with_cell(config, [&]<class Cell>(const Cell&) {
     Call<T>(config, args, Gates::of<Cell>(), training).lay_out(reserve, workspace);
+    ForwardLoop<Cell>(config, args, workspace);
   });
   return {reserve.used(), workspace.used()};
 }
@@ -318,8 +364,9 @@ void forward(const Config& config, const ForwardArgs& args, const std::vector<La
     Call<T> call(config, args, Gates::of<Cell>(), training);
     call.lay_out(reserve, workspace);
     call.set_weights(weights);
+    const ForwardLoop<Cell> loop(config, args, workspace);
     for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-      forward_layer(call, call.layer(layer), cell, static_cast<Stream>(stream));
+      forward_layer(call, call.layer(layer), cell, loop, static_cast<Stream>(stream));
       if (call.drops() && layer + 1 < config.num_layers)
         launch_dropout(call, layer, call.output(layer), call.dropped(layer), static_cast<Stream>(stream));
     }
@@ -331,6 +378,7 @@ size_t backward_workspace(const Config& config, const ForwardArgs& args, const B
   with_cell(config, [&]<class Cell>(const Cell&) {
     Call<T> call(config, args, Gates::of<Cell>(), true);
     BackwardMemory(call, gradients).lay_out(workspace);
+    BackwardLoop<Cell>(config, args, workspace);
   });
   return workspace.used();
 }
@@ -344,30 +392,35 @@ void backward(const Config& config, const ForwardArgs& args, const BackwardArgs&
     call.set_weights(gradients.weights);
     BackwardMemory own(call, gradients);
     own.lay_out(workspace);
-    backward_call(call, own, gradients, cell, static_cast<Stream>(stream));
+    const BackwardLoop<Cell> loop(config, args, workspace);
+    backward_call(call, own, gradients, cell, loop, static_cast<Stream>(stream));
   });
 }
 
 // Why no persistent kernel serves a call.
-std::string generic_reason(const Config& config) {
-  if (!kHasPersistent) return "persistent kernels are for float32";
-  if (cuda_engine::generic_only()) return "set_path asks for it";
+std::string generic_reason(const Config& config, const ForwardArgs& args) {
+  if (!kHasGrid) return "persistent kernels are not for float64";
+  if (cuda_engine::path() == "generic") return "set_path asks for it";
   if (config.proj_size > 0) return "persistent kernels have no projection";
-  return "the recurrent weights do not fit one multiprocessor";
+  if (cuda_engine::path() != "grid" && args.steps < kLeastGridSteps) return "so few steps are sooner done one by one";
+  return "the recurrent weights do not fit the multiprocessors";
 }
 
-std::string describe(const Config& config, const PersistentPlan& plan) {
-  if (!plan.possible) return "a launch for each step (generic kernel: " + generic_reason(config) + ")";
-  return "all steps in one launch (persistent kernel: " + std::to_string(plan.batch_slices) + " blocks of " +
-         std::to_string(plan.threads) + " threads, each with " + std::to_string(plan.rows) +
-         (plan.rows == 1 ? " sequence)" : " sequences)");
+std::string describe(const Config& config, const ForwardArgs& args, const Plan& plan) {
+  const PersistentPlan& block = plan.block;
+  if (block.possible)
+    return "all steps in one launch (persistent kernel: " + std::to_string(block.batch_slices) + " blocks of " +
+           std::to_string(block.threads) + " threads, each with " + std::to_string(block.rows) +
+           (block.rows == 1 ? " sequence)" : " sequences)");
+  if (plan.grid.possible) return "all steps in one launch (grid kernel: " + in_words(plan.grid) + ")";
+  return "a launch for each step (generic kernel: " + generic_reason(config, args) + ")";
 }
 
 std::string describe(const Config& config, const ForwardArgs& args) {
   std::string text;
   with_cell(config, [&]<class Cell>(const Cell&) {
-    text = "forward " + describe(config, forward_plan<Cell>(config, args)) + "; backward " +
-           describe(config, backward_plan<Cell>(config, args));
+    text = "forward " + describe(config, args, forward_plan<Cell>(config, args)) + "; backward " +
+           describe(config, args, backward_plan<Cell>(config, args));
   });
   return text;
 }

@@ -13,7 +13,7 @@ struct Engine {
   std::string (*describe)(const Config&, const ForwardArgs&);
 };
 
-bool& generic_only();  // by set_path
+const std::string& path();  // by set_path
 
 extern const Engine kEngine_float, kEngine_double, kEngine_Half, kEngine_Bfloat16;
 

@@ -91,20 +91,37 @@ RNNFAST_FN Ahead<Cell, A> look_ahead(const Item<T>& item, int64_t t, int64_t b, 
   return ahead;
 }
 
-// The cell itself for unit u of a sequence that runs at t.
+// What a step makes of unit u.
+template <class Cell, class A>
+struct Made {
+  A slot[Cell::kSlots], h = 0, c = 0;
+};
+// The cell itself; nothing is stored.
+template <class Cell, class A>
+RNNFAST_FN Made<Cell, A> make_step(const Cell& cell, const Ahead<Cell, A>& ahead, const A (&recurrent)[Cell::kGates]) {
+  Made<Cell, A> made;
+  for (int s = 0; s < Cell::kSlots; ++s) made.slot[s] = ahead.slot[s];
+  for (int g = 0; g < Cell::kGates; ++g)
+    made.slot[Cell::kRecurrent + g] = made.slot[Cell::kRecurrent + g] + recurrent[g];
+  cell.gates(made.slot, ahead.c_prev, made.c);
+  made.h = cell.output(made.slot, ahead.h_prev, made.c);
+  return made;
+}
+// All but h, for a sequence that runs at t.
 template <class Cell, class T, class A>
-RNNFAST_FN A run_cell(const Item<T>& item, const Cell& cell, int64_t t, int64_t b, int64_t u, Ahead<Cell, A> ahead,
-                      const A (&recurrent)[Cell::kGates]) {
-  A(&slot)[Cell::kSlots] = ahead.slot;
-  A c = 0;
+RNNFAST_FN void store_step(const Item<T>& item, int64_t t, int64_t b, int64_t u, const Made<Cell, A>& made) {
   A* const stored = item.slots + slot_index(item, t, b, u);
-  for (int g = 0; g < Cell::kGates; ++g) slot[Cell::kRecurrent + g] = slot[Cell::kRecurrent + g] + recurrent[g];
-  cell.gates(slot, ahead.c_prev, c);
-  const A h = cell.output(slot, ahead.h_prev, c);
   if (item.keep)
-    for (int s = 0; s < Cell::kSlots; ++s) stored[s * item.H] = slot[s];
-  if (Cell::kCellState) write_c(item, t, b, u, true, c);
-  return h;
+    for (int s = 0; s < Cell::kSlots; ++s) stored[s * item.H] = made.slot[s];
+  if (Cell::kCellState) write_c(item, t, b, u, true, made.c);
+}
+
+template <class Cell, class T, class A>
+RNNFAST_FN A run_cell(const Item<T>& item, const Cell& cell, int64_t t, int64_t b, int64_t u,
+                      const Ahead<Cell, A>& ahead, const A (&recurrent)[Cell::kGates]) {
+  const Made<Cell, A> made = make_step(cell, ahead, recurrent);
+  store_step(item, t, b, u, made);
+  return made.h;
 }
 
 // Step number n of the forward order: the recurrent product of a tile, and the cell.

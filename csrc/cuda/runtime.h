@@ -16,6 +16,14 @@
 
 namespace rnnfast::cuda_runtime {
 
+// What 4 and 16 bytes are moved as, whatever they hold.
+struct [[gnu::may_alias]] Word {
+  uint32_t value;
+};
+struct [[gnu::may_alias]] alignas(16) Words {
+  uint32_t word[4];
+};
+
 #ifdef RNNFAST_EMULATE
 
 using Stream = void*;
@@ -29,7 +37,7 @@ void launch_shared(void (*kernel)(P...), int64_t blocks, dim3 block, size_t byte
 // Memory shared by a block, of the size that launch_shared was given.
 template <class V>
 V* shared_memory() {
-  return reinterpret_cast<V*>(emulator::dynamic_shared.data());
+  return reinterpret_cast<V*>(emulator::dynamic_shared);
 }
 // The value of the thread whose number differs in the bits of `mask`, within a warp. All threads of the warp take part.
 template <class V>
@@ -41,7 +49,40 @@ V exchange(V value, unsigned mask) {
   return result;
 }
 
-inline DeviceLimits device_limits() { return kH200; }
+// Blocks that are all there at once, so that they may wait for each other.
+template <class... P, class... A>
+void launch_together(void (*kernel)(P...), int64_t blocks, dim3 block, size_t bytes, Stream, const A&... arguments) {
+  emulator::run_grid(dim3(static_cast<unsigned>(blocks)), block, bytes, [&] { kernel(arguments...); }, true);
+}
+// How many blocks of a kernel the device holds at once.
+template <class Kernel>
+int64_t resident_blocks(Kernel, int, size_t) {
+  return emulator::emulation().multiprocessors;
+}
+inline void clear(void* memory, size_t bytes, Stream) { memset(memory, 0, bytes); }
+
+// All threads of a block wait until each of the flags is at least `epoch`: what was written before they were set is there.
+inline void await(const uint32_t* flags, int count, uint32_t epoch) {
+  for (bool ready = false; !ready;) {
+    __syncthreads();  // until the next one no other block runs: all threads see the same
+    ready = true;
+    for (int i = 0; i < count; ++i) ready = ready && flags[i] >= epoch;
+    emulator::emulation().waits_in_vain = !ready;
+  }
+}
+// After all that the threads of this block have written.
+inline void publish(uint32_t* flag, uint32_t epoch) {
+  __syncthreads();
+  if (threadIdx.x == 0) *flag = epoch;
+}
+inline void prefetch(const void*) {}
+// Of memory that other blocks write during the launch.
+template <class V>
+V load_shared_by_blocks(const V* p) {
+  return *p;
+}
+
+inline DeviceLimits device_limits() { return {emulator::emulation().multiprocessors, kH200.shared_bytes}; }
 inline int device_count() { return 0; }
 inline std::string device_description() { return "none: the kernels are emulated on the CPU"; }
 
@@ -69,10 +110,68 @@ void launch_shared(void (*kernel)(P...), int64_t blocks, dim3 block, size_t byte
   check(cudaGetLastError(), "a kernel was not launched");
 }
 
+// Blocks that are all there at once, so that they may wait for each other; an error where the device cannot hold them.
+template <class... P, class... A>
+void launch_together(void (*kernel)(P...), int64_t blocks, dim3 block, size_t bytes, Stream stream,
+                     const A&... arguments) {
+  cudaLaunchAttribute together{};
+  together.id = cudaLaunchAttributeCooperative;
+  together.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks)), config.blockDim = block;
+  config.dynamicSmemBytes = bytes, config.stream = stream;
+  config.attrs = &together, config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, P(arguments)...), "a cooperative kernel was not launched");
+}
+// How many blocks of a kernel the device holds at once; 0 where it refuses the shared memory.
+template <class Kernel>
+int64_t resident_blocks(Kernel kernel, int threads, size_t bytes) {
+  int device = 0, multiprocessors = 0, blocks = 0;
+  check(cudaGetDevice(&device), "no current device");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "no multiprocessors");
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)) !=
+          cudaSuccess ||
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, bytes) != cudaSuccess) {
+    cudaGetLastError();  // forget it
+    return 0;
+  }
+  return int64_t{blocks} * multiprocessors;
+}
+inline void clear(void* memory, size_t bytes, Stream stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, stream), "memory was not cleared");
+}
+
+// All threads of a block wait until each of the flags is at least `epoch`: what was written before they were set is there.
+// (Acquired by the threads that look, and handed to the others by the barrier.)
+__device__ inline void await(const uint32_t* flags, int count, uint32_t epoch) {
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    uint32_t value;
+    do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flags + i) : "memory");
+    while (value < epoch);
+  }
+  __syncthreads();
+}
+// After all that the threads of this block have written: the barrier hands it to the thread that releases it.
+__device__ inline void publish(uint32_t* flag, uint32_t epoch) {
+  __syncthreads();
+  if (threadIdx.x == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(epoch) : "memory");
+}
+__device__ inline void prefetch(const void* p) { asm volatile("prefetch.global.L1 [%0];" ::"l"(p)); }
+// Of memory that other blocks write during the launch: from L2, past this multiprocessor's own cache.
+template <class V>
+__device__ V load_shared_by_blocks(const V* p) {
+  return __ldcg(p);
+}
+template <>
+__device__ inline Words load_shared_by_blocks(const Words* p) {
+  const uint4 words = __ldcg(reinterpret_cast<const uint4*>(p));
+  return {{words.x, words.y, words.z, words.w}};
+}
+
 // Memory shared by a block, of the size that launch_shared was given.
 template <class V>
 __device__ V* shared_memory() {
-  extern __shared__ double4 rnnfast_dynamic_shared[];
+  extern __shared__ Words rnnfast_dynamic_shared[];
   return reinterpret_cast<V*>(rnnfast_dynamic_shared);
 }
 // The value of the thread whose number differs in the bits of `mask`, within a warp. All threads of the warp take part.

@@ -45,7 +45,8 @@ emulated: bool
 architectures: str
 
 def set_path(path: str) -> None:
-    """'generic': a launch for each step, even where all steps fit one launch; '': the best."""
+    """'generic': a launch for each step, even where all steps fit one launch; 'grid': blocks that share the hidden units,
+    even where one block would do; '': the best."""
 
 def device_count() -> int:
     """0 where there is no driver."""
@@ -58,3 +59,6 @@ def launches() -> int:
 
 def run_backwards(on: bool) -> None:
     """In the emulator: run the threads of a block in the opposite order."""
+
+def set_multiprocessors(count: int) -> None:
+    """In the emulator: how many the device has that plans are made for; 132 at first."""

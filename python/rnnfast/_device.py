@@ -477,9 +477,9 @@ class Stack:
             seed=seed,
             call=call,
         )
-        sizes = engine_call.forward_bytes()
-        reserve, workspace = arguments.memory(sizes[0]), arguments.memory(sizes[1])
-        with arguments.library.current(x):
+        with arguments.library.current(x):  # whose device the engine plans for
+            sizes = engine_call.forward_bytes()
+            reserve, workspace = arguments.memory(sizes[0]), arguments.memory(sizes[1])
             stream = arguments.library.stream(x)
             engine_call.forward(arguments.aligned(reserve), arguments.aligned(workspace), stream)
         arguments.kept = [array for array in arguments.kept if array is not workspace]
@@ -669,9 +669,9 @@ class Context:
 
     def _run(self, arguments: Arguments, views: dict[str, Any], targets: list[Any], retain: bool) -> None:
         library, like = arguments.library, arguments.like
-        workspace = arguments.memory(self._call.backward_bytes(views, targets, retain))
-        self.consumed = not retain
         with library.current(like):
+            workspace = arguments.memory(self._call.backward_bytes(views, targets, retain))
+            self.consumed = not retain
             self._call.backward(
                 views,
                 targets,

@@ -136,6 +136,8 @@ def _gpu() -> Iterator[Row]:
     for batch_size in (1, 16, 64):  # grid-persistent
         for hidden_size in (1024, 2048):
             yield from _gpu_rows("lstm", (128, batch_size, hidden_size, hidden_size), ("bfloat16",))
+    for cell in ("gru", "rnn"):
+        yield from _gpu_rows(cell, (128, 16, 1024, 1024), ("float32", "bfloat16"))
     for cell in CELLS:
         yield from _gpu_rows(cell, (256, 64, 128, 128), ("float32",))
         yield from _gpu_rows(cell, (256, 64, 8, 256), ("float32", "bfloat16"))  # next to no input product

@@ -1,0 +1,89 @@
+// The host's part of the grid-persistent kernels: which tile serves an element type, whether the device holds all blocks of a
+// plan at once, memory and launches.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <type_traits>
+
+#include "core/api.h"
+#include "core/buffer.h"
+#include "cuda/grid.cuh"
+
+RNNFAST_BEGIN
+
+template <class T>
+struct GridTiles {
+  using Forward = MmaTile<T>;
+  using Backward = MmaTile<T>;
+};
+template <>
+struct GridTiles<float> {
+  using Forward = FmaTile<kForwardSlices>;
+  using Backward = FmaTile<kBackwardSlices>;
+};
+
+// One pass of a cell. V: what its blocks exchange.
+template <class T, class Cell, GridPass kPass>
+struct GridLoop {
+  static constexpr bool kForward = kPass == GridPass::kForward;
+  using Tile = std::conditional_t<kForward, typename GridTiles<T>::Forward, typename GridTiles<T>::Backward>;
+  using V = std::conditional_t<kForward, T, float>;
+
+  static constexpr auto kernel() {
+    if constexpr (kForward)
+      return grid_forward_kernel<T, Cell, Tile>;
+    else
+      return grid_backward_kernel<T, Cell, Tile>;
+  }
+
+  // Both directions at once where there is room, else one after the other. A plan is possible only where the device says
+  // that all its blocks are there at once: with a part of a GPU it may not be.
+  static GridPlan plan(const Config& config, const ForwardArgs& args) {
+    if (std::max(args.steps, args.batch) > INT32_MAX) return {};  // the kernels count them in 32 bits
+    const DeviceLimits device = cuda_runtime::device_limits();
+    for (int directions = static_cast<int>(config.num_directions); directions > 0; --directions) {
+      const GridPlan plan =
+          plan_grid(device, Tile::kShape, kPass, Cell::kGates, config.hidden_size, args.batch, directions);
+      if (plan.possible && cuda_runtime::resident_blocks(kernel(), plan.threads, plan.shared_bytes()) >= plan.blocks())
+        return plan;
+    }
+    return {};
+  }
+
+  static Exchange<V> take(const GridPlan& plan, Carver& memory) {
+    if (!plan.possible) return {};
+    uint8_t* const all = memory.take<uint8_t>(flag_bytes(plan) + value_bytes(plan));
+    return {reinterpret_cast<V*>(all ? all + flag_bytes(plan) : nullptr), reinterpret_cast<uint32_t*>(all)};
+  }
+
+  // `range`: begin and end of the steps, forward.
+  template <class... Range>
+  static void launch(const GridPlan& plan, const Items<T>& items, const Cell& cell, const Exchange<V>& exchange,
+                     cuda_runtime::Stream stream, const Range&... range) {
+    for (int64_t first = 0; first < items.count; first += plan.directions) {
+      Items<T> some{{items.item[first], items.item[first + plan.directions - 1]}, plan.directions};
+      cuda_runtime::clear(exchange.flags, flag_bytes(plan) + (kForward ? value_bytes(plan) : 0), stream);
+      cuda_runtime::launch_together(kernel(), plan.blocks(), dim3(plan.threads), plan.shared_bytes(), stream, some,
+                                    cell, plan, exchange, range...);
+    }
+  }
+
+ private:
+  static int64_t flag_bytes(const GridPlan& plan) { return (plan.flag_count() * 4 + 63) / 64 * 64; }
+  static int64_t value_bytes(const GridPlan& plan) {
+    return int64_t{sizeof(V)} * (kForward ? plan.state_count() : plan.partial_count());
+  }
+};
+
+inline std::string in_words(const GridPlan& plan) {
+  const auto count = [](int n, const std::string& what) {
+    return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+  };
+  return count(plan.parts, "block") + " of " + std::to_string(plan.threads) + " threads with " +
+         std::to_string(plan.units) + " units each, " + count(plan.slices, "batch slice") + " of " +
+         count(plan.groups, "group") + " of " + count(plan.tile.rows, "sequence") +
+         (plan.directions > 1 ? ", both directions at once" : "");
+}
+
+RNNFAST_END

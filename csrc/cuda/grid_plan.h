@@ -1,0 +1,179 @@
+// Launch plans of the grid-persistent kernels: recurrent weights spread over the multiprocessors of a device for all steps.
+//
+// The hidden units of a layer are cut into `parts`, the batch into `slices`: a block has one part of one slice. The sequences
+// of a slice are taken in `groups` of as many rows as a tile has; each group is a recurrence of its own, so that a block works
+// on one while another's states are on their way. What the parts tell each other goes through global memory:
+//
+//   forward    states   [direction][slice][group][buffer][row][units of all parts]: h as it enters a step
+//   backward   partials [direction][slice][group][buffer][owner][source][row][unit]: a part's share of the owner's dL/dh
+//   both       flags    [direction][slice][group][part]: the last epoch that a part has written
+//
+// Every sum of partials has one order, that of the parts: results are bitwise repeatable.
+#pragma once
+
+#include "cuda/tiles.h"
+
+namespace rnnfast {
+
+// ---- the protocol of a group, the same in both passes ---------------------------------------------------------------
+//
+// Epoch e is what step number e of a launch reads. A part waits until the flags of all parts are at least e, reads buffer
+// e mod 2, writes its own place in buffer (e + 1) mod 2 and sets its flag to e + 1. Two buffers are enough: who writes for
+// e + 1 has seen all flags at e, and a part raises its flag to e only after it has read what e - 1 left in that buffer.
+// (tests/cpp/test_cuda_protocol.cpp tries every interleaving.)
+constexpr int kExchangeBuffers = 2;
+RNNFAST_PLAN int exchange_buffer(int64_t epoch) { return static_cast<int>(epoch % kExchangeBuffers); }
+
+// ---- the plan -------------------------------------------------------------------------------------------------------
+
+constexpr int kGridThreads = 256;  // at most: 255 registers for each
+
+enum class GridPass { kForward, kBackward };
+
+struct GridPlan {
+  bool possible = false;
+  TileShape tile{};
+  int units = 0;                          // of a part
+  int parts = 0, slices = 0, groups = 0;  // see above
+  int directions = 0;                     // that run at once
+  int threads = 0;                        // of a block
+  int depth_warps = 0, output_warps = 0;  // warps that share the depth of an output; and that have other outputs
+  int output_tiles = 0, depth_tiles = 0;  // of a block
+  int tiles = 0;                          // of a warp, at most
+  int64_t exchange_row = 0;               // forward: values of a row of states, in global memory
+  int sum_bytes = 0;                      // of shared memory, for sums of several warps or sources
+
+  RNNFAST_PLAN int blocks() const { return directions * slices * parts; }
+  RNNFAST_PLAN int outputs() const { return output_tiles * tile.outputs; }
+  RNNFAST_PLAN int state_row() const { return depth_tiles * tile.depth + tile.skew; }  // in shared memory, elements
+  RNNFAST_PLAN int pairs() const { return units * tile.rows; }  // (row, unit): a thread owns one, or none
+
+  // Shared memory: weights beyond the registers', states of a group, sums, the steps of each group.
+  RNNFAST_PLAN int weight_quads() const { return tiles > tile.held ? (tiles - tile.held) * tile.quads * threads : 0; }
+  RNNFAST_PLAN int weight_index(int number, int quad, int thread) const {  // number: of a tile in shared memory
+    return (number * tile.quads + quad) * threads + thread;
+  }
+  RNNFAST_PLAN int state_bytes() const { return (tile.rows * state_row() * tile.element + 15) / 16 * 16; }
+  RNNFAST_PLAN int state_offset() const { return 16 * weight_quads(); }
+  RNNFAST_PLAN int sum_offset() const { return state_offset() + state_bytes(); }
+  RNNFAST_PLAN int range_offset() const { return sum_offset() + sum_bytes; }
+  RNNFAST_PLAN int64_t shared_bytes() const {
+    const int64_t needed = range_offset() + int64_t{16} * groups, staged = int64_t{16} * kStagedQuads * threads;
+    return needed > staged ? needed : staged;
+  }
+
+  // Global memory. `team`: which direction and slice, of directions * slices.
+  RNNFAST_PLAN int64_t group_number(int team, int group) const { return int64_t{team} * groups + group; }
+  RNNFAST_PLAN int64_t flag_count() const { return int64_t{directions} * slices * groups * parts; }
+  RNNFAST_PLAN int64_t flag_index(int team, int group, int part) const {
+    return group_number(team, group) * parts + part;
+  }
+  RNNFAST_PLAN int64_t state_index(int team, int group, int buffer) const {
+    return (group_number(team, group) * kExchangeBuffers + buffer) * tile.rows * exchange_row;
+  }
+  RNNFAST_PLAN int64_t state_count() const { return state_index(directions * slices, 0, 0); }
+  RNNFAST_PLAN int64_t partial_index(int team, int group, int buffer) const {
+    return (group_number(team, group) * kExchangeBuffers + buffer) * parts * parts * pairs();
+  }
+  RNNFAST_PLAN int64_t partial_count() const { return partial_index(directions * slices, 0, 0); }
+  // Within a buffer: what `source` has for row `row` of hidden unit `unit` of the layer.
+  RNNFAST_PLAN int partial_place(int unit, int source, int row) const {
+    return ((unit / units * parts + source) * tile.rows + row) * units + unit % units;
+  }
+};
+
+// Which block this is.
+struct GridPlace {
+  int part, team, direction;
+  int64_t batch0;  // of its slice
+
+  RNNFAST_PLAN GridPlace(const GridPlan& plan, int block)
+      : part(block % plan.parts),
+        team(block / plan.parts),
+        direction(team / plan.slices),
+        batch0(int64_t{team % plan.slices} * plan.groups * plan.tile.rows) {}
+};
+
+// The tiles of a warp, in the order in which it multiplies them: depth first, so that the sums of an output end.
+struct TileWalk {
+  const GridPlan& plan;
+  const int first_depth_tile;
+  int output_tile, depth_tile;
+
+  RNNFAST_PLAN TileWalk(const GridPlan& plan_, int warp)
+      : plan(plan_),
+        first_depth_tile(warp % plan_.depth_warps),
+        output_tile(warp / plan_.depth_warps),
+        depth_tile(first_depth_tile) {}
+
+  // Goes on; true: what has been multiplied was the last tile of its outputs.
+  RNNFAST_PLAN bool next() {
+    depth_tile += plan.depth_warps;
+    if (depth_tile < plan.depth_tiles) return false;
+    depth_tile = first_depth_tile, output_tile += plan.output_warps;
+    return true;
+  }
+};
+
+namespace grid_plan {
+
+constexpr int kUnitStep = 4;                           // parts have multiples of this
+constexpr int64_t kMostExchange = int64_t{256} << 20;  // bytes: of a large batch the generic path makes good use
+
+inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+// Warps over outputs and depth, so that the busiest has the fewest tiles.
+inline void share_tiles(GridPlan& plan, GridPass pass, int64_t outputs, int64_t depth) {
+  plan.output_tiles = ceil_div(outputs, plan.tile.outputs), plan.depth_tiles = ceil_div(depth, plan.tile.depth);
+  const int most_depth_warps = pass == GridPass::kForward ? kGridThreads / int(kWarp) : 1;
+  plan.tiles = 0;
+  for (int depth_warps = 1; depth_warps <= most_depth_warps && depth_warps <= plan.depth_tiles; depth_warps *= 2) {
+    const int most_output_warps = kGridThreads / int(kWarp) / depth_warps;
+    const int useful_warps = plan.output_tiles < most_output_warps ? plan.output_tiles : most_output_warps;
+    const int tiles = ceil_div(plan.output_tiles, useful_warps) * ceil_div(plan.depth_tiles, depth_warps);
+    if (plan.tiles && tiles >= plan.tiles) continue;
+    plan.tiles = tiles, plan.depth_warps = depth_warps;
+    plan.threads = useful_warps * depth_warps * int(kWarp);
+  }
+  while (plan.threads < plan.pairs()) plan.threads += plan.depth_warps * int(kWarp);  // idle but for the cell
+  plan.output_warps = plan.threads / int(kWarp) / plan.depth_warps;
+}
+
+inline GridPlan with_units(const DeviceLimits& device, const TileShape& tile, GridPass pass, int gates, int64_t H,
+                           int64_t batch, int directions, int units) {
+  GridPlan plan;
+  plan.tile = tile, plan.units = units, plan.directions = directions;
+  plan.parts = ceil_div(H, units);
+  const int64_t room = device.multiprocessors / (int64_t{plan.parts} * directions), all = ceil_div(batch, tile.rows);
+  if (room < 1 || plan.pairs() > kGridThreads) return plan;
+  plan.groups = ceil_div(all, room);
+  plan.slices = ceil_div(all, plan.groups);
+  const bool forward = pass == GridPass::kForward;
+  share_tiles(plan, pass, forward ? gates * units : H, forward ? H : gates * units);
+  const int values = 16 / tile.element;
+  plan.exchange_row = int64_t{ceil_div(H, values)} * values;
+  plan.sum_bytes = forward ? 4 * plan.depth_warps * tile.rows * plan.outputs() : 4 * plan.threads;
+  const int64_t exchanged = forward ? tile.element * plan.state_count() : int64_t{4} * plan.partial_count();
+  plan.possible =
+      plan.threads <= kGridThreads && plan.shared_bytes() <= device.shared_bytes && exchanged <= kMostExchange;
+  return plan;
+}
+
+}  // namespace grid_plan
+
+// The plan that takes the least time by a rough count of tiles; with equal ones that of the fewest parts.
+inline GridPlan plan_grid(const DeviceLimits& device, const TileShape& tile, GridPass pass, int gates, int64_t H,
+                          int64_t batch, int directions) {
+  GridPlan best;
+  int64_t least = 0;
+  if (batch < 1) return best;
+  for (int units = grid_plan::kUnitStep; units * tile.rows <= kGridThreads; units += grid_plan::kUnitStep) {
+    const GridPlan plan = grid_plan::with_units(device, tile, pass, gates, H, batch, directions, units);
+    const int64_t cost = int64_t{plan.groups} * (plan.tiles + tile.step_tiles);
+    if (!plan.possible || (best.possible && (cost > least || (cost == least && plan.parts >= best.parts)))) continue;
+    best = plan, least = cost;
+  }
+  return best;
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,106 @@
+// The emulator's own part (csrc/cuda/emulate.h): blocks that exchange values in a cooperative launch, blocks that wait for each
+// other for ever, and the products of tiles, a warp's work, beside plain loops.
+#include "cuda/tiles.cuh"
+#include "harness.h"
+
+namespace rnnfast::test {
+namespace {
+
+using namespace rnnfast::cuda;
+using cuda_runtime::launch_together;
+
+// Each block adds the numbers of all, round after round, by the protocol of cuda/grid_plan.h.
+void sum_kernel(int64_t* values, uint32_t* flags, int blocks, int rounds) {
+  const int64_t own = blockIdx.x;
+  for (uint32_t epoch = 0; epoch <= static_cast<uint32_t>(rounds); ++epoch) {
+    int64_t sum = own;
+    if (epoch > 0) {
+      cuda_runtime::await(flags, blocks, epoch);
+      sum = 0;
+      for (int i = 0; i < blocks; ++i) sum += values[epoch % 2 * blocks + i];
+    }
+    if (threadIdx.x == 0) values[(epoch + 1) % 2 * blocks + own] = sum;
+    cuda_runtime::publish(flags + own, epoch + 1);
+  }
+}
+
+void check_exchange() {
+  constexpr int kBlocks = 5, kRounds = 4;
+  for (const bool backwards : {false, true}) {
+    emulator::emulation().backwards = backwards;
+    std::vector<int64_t> values(size_t{2} * kBlocks, -1);
+    std::vector<uint32_t> flags(kBlocks, 0);
+    launch_together(sum_kernel, kBlocks, dim3(40), 0, nullptr, values.data(), flags.data(), kBlocks, kRounds);
+    for (int i = 0; i < kBlocks; ++i) CHECK(values[(kRounds + 1) % 2 * kBlocks + i] == 10 * 5 * 5 * 5);
+  }
+  emulator::emulation().backwards = false;
+}
+
+void wait_kernel(const uint32_t* flags) { cuda_runtime::await(flags, 1, 1); }
+
+void check_deadlock() {
+  const uint32_t never = 0;
+  CHECK_THROWS(std::logic_error, launch_together(wait_kernel, 3, dim3(32), 0, nullptr, &never));
+  check_exchange();  // and the next launch is as if nothing had been
+}
+
+// One warp, one tile: sums[output][row] of small whole numbers, which every element type holds exactly.
+template <class Tile>
+struct TileTest {
+  using Element = typename Tile::Element;
+  static constexpr TileShape kShape = Tile::kShape;
+  float weights[kShape.outputs][kShape.depth], sums[kShape.outputs][kShape.rows];
+  Element states[kShape.rows][kShape.depth + kShape.skew];
+};
+
+template <class Tile>
+void tile_kernel(TileTest<Tile>* test) {
+  using Element = typename Tile::Element;
+  const int lane = threadIdx.x;
+  typename Tile::Weights weights;
+  for (int i = 0; i < Tile::kShape.quads * 16 / Tile::kShape.element; ++i) {
+    const OutputDepth place = Tile::weight(lane, i);
+    const Element element = rounded<Element>(test->weights[place.output][place.depth]);
+    memcpy(reinterpret_cast<char*>(&weights) + sizeof(Element) * i, &element, sizeof(Element));
+  }
+  typename Tile::Sums sums;
+  Tile::clear(sums);
+  Tile::add(sums, weights, test->states[0], Tile::kShape.depth + Tile::kShape.skew, lane);
+  Tile::finish(sums, lane, [&](int o, int r, float sum) { test->sums[o][r] = sum; });
+}
+
+template <class Tile>
+void check_tile(const char* name) {
+  set_case(name);
+  using Element = typename Tile::Element;
+  auto test = std::make_unique<TileTest<Tile>>();
+  Random random(1);
+  for (auto& row : test->weights)
+    for (float& weight : row) weight = static_cast<float>(random.below(17) - 8);
+  for (auto& row : test->states)
+    for (Element& state : row) state = rounded<Element>(static_cast<float>(random.below(9) - 4));
+  launch_together(tile_kernel<Tile>, 1, dim3(32), 0, nullptr, test.get());
+  for (int o = 0; o < Tile::kShape.outputs; ++o)
+    for (int r = 0; r < Tile::kShape.rows; ++r) {
+      float expected = 0;
+      for (int k = 0; k < Tile::kShape.depth; ++k) expected += test->weights[o][k] * read(test->states[r][k]);
+      CHECK(test->sums[o][r] == expected);
+    }
+}
+
+void run() {
+  check_exchange();
+  check_deadlock();
+  check_tile<FmaTile<kForwardSlices>>("FMA cores, forward");
+  check_tile<FmaTile<kBackwardSlices>>("FMA cores, backward");
+  check_tile<MmaTile<Half>>("tensor cores, float16");
+  check_tile<MmaTile<Bfloat16>>("tensor cores, bfloat16");
+}
+
+}  // namespace
+}  // namespace rnnfast::test
+
+int main() {
+  rnnfast::test::run();
+  return rnnfast::test::finish();
+}

@@ -1,0 +1,176 @@
+// The launch plans of the grid-persistent CUDA kernels, over all shapes that have one: what a device has is enough, every
+// weight and every sum has exactly one thread, and no two things share a place in memory.
+#include <algorithm>
+#include <set>
+
+#include "cuda/grid_plan.h"
+#include "harness.h"
+
+namespace rnnfast::test {
+namespace {
+
+constexpr int kLanes = kWarp;
+
+// Which element of a tile, which sum, is a thread's: as in cuda/tiles.cuh.
+bool on_tensor_cores(const TileShape& tile) { return tile.element == 2; }
+int slices_of(const TileShape& tile) { return tile.depth / 4; }
+OutputDepth weight_of(const TileShape& tile, int lane, int i) {
+  if (!on_tensor_cores(tile)) return fma_weight(slices_of(tile), lane, i);
+  return {fragment_a(lane, i).row, fragment_a(lane, i).column};
+}
+OutputRow sum_of(const TileShape& tile, int lane, int i) {
+  if (!on_tensor_cores(tile)) return fma_sum(slices_of(tile), lane, i);
+  return {fragment_c(lane, i).row, fragment_c(lane, i).column};
+}
+
+const TileShape kTiles[] = {fma_tile(kForwardSlices), fma_tile(kBackwardSlices), kMmaTile};
+
+void check_tile(const TileShape& tile) {
+  std::set<std::pair<int, int>> weights, sums;
+  const int elements = tile.quads * 16 / tile.element, finished = tile.outputs * tile.rows / kLanes;
+  CHECK(elements * kLanes == tile.outputs * tile.depth);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int i = 0; i < elements; ++i) {
+      const OutputDepth place = weight_of(tile, lane, i);
+      CHECK(place.output >= 0 && place.output < tile.outputs && place.depth >= 0 && place.depth < tile.depth);
+      CHECK(weights.insert({place.output, place.depth}).second);
+    }
+    for (int i = 0; i < finished; ++i) {
+      const OutputRow place = sum_of(tile, lane, i);
+      CHECK(place.output >= 0 && place.output < tile.outputs && place.row >= 0 && place.row < tile.rows);
+      CHECK(sums.insert({place.output, place.row}).second);
+    }
+  }
+}
+
+// The fragments of B: every (depth, row) once; and the rows of a fragment lie in different banks.
+void check_fragments() {
+  std::set<std::pair<int, int>> places;
+  for (int i = 0; i < 4; i += 2) {
+    std::set<int> banks;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const FragmentPlace low = fragment_b(lane, i), high = fragment_b(lane, i + 1);
+      CHECK(high.row == low.row + 1 && high.column == low.column && low.row % 2 == 0);  // one 32-bit word
+      places.insert({low.row, low.column}), places.insert({high.row, high.column});
+      const int row = 5 * kMmaTile.depth * 2 + kMmaTile.skew;  // an even number of tiles deep
+      banks.insert((low.column * row + low.row) / 2 % 32);
+    }
+    CHECK(banks.size() == size_t{kLanes});
+  }
+  CHECK(places.size() == size_t{16 * 8});
+}
+
+// Every tile of the block by one warp, each output's tiles one after another, and no warp has more than the plan says.
+void check_walks(const GridPlan& plan) {
+  std::set<std::pair<int, int>> tiles;
+  std::vector<int> finished(plan.output_tiles, 0);
+  for (int warp = 0; warp < plan.threads / kLanes; ++warp) {
+    TileWalk walk(plan, warp);
+    for (int n = 0; n < plan.tiles && walk.output_tile < plan.output_tiles; ++n) {
+      CHECK(walk.depth_tile < plan.depth_tiles);
+      CHECK(tiles.insert({walk.output_tile, walk.depth_tile}).second);
+      const int output = walk.output_tile;
+      if (walk.next()) ++finished[output];
+    }
+    CHECK(walk.output_tile >= plan.output_tiles);
+  }
+  CHECK(static_cast<int>(tiles.size()) == plan.output_tiles * plan.depth_tiles);
+  for (const int count : finished) CHECK(count == plan.depth_warps);
+}
+
+void check_shared_memory(const GridPlan& plan) {
+  CHECK(plan.state_offset() % 16 == 0 && plan.sum_offset() % 16 == 0 && plan.range_offset() % 16 == 0);
+  CHECK(plan.state_row() * plan.tile.element % 16 == 0);
+  const int last = std::max(plan.tiles - plan.tile.held, 0) - 1;
+  CHECK(last < 0 || plan.weight_index(last, plan.tile.quads - 1, plan.threads - 1) + 1 == plan.weight_quads());
+  CHECK(plan.range_offset() + 16 * plan.groups <= plan.shared_bytes());
+}
+
+// Places of the exchange in global memory: none twice, all inside.
+void check_partials(const GridPlan& plan, int64_t H) {
+  std::vector<char> taken(plan.partial_index(0, 0, 1), 0);
+  for (int source = 0; source < plan.parts; ++source)
+    for (int row = 0; row < plan.tile.rows; ++row)
+      for (int unit = 0; unit < H; ++unit) {
+        const int place = plan.partial_place(unit, source, row), owner = unit / plan.units;
+        CHECK(place >= 0 && place < static_cast<int>(taken.size()) && !taken[place]);
+        taken[place] = 1;
+        const int first = plan.partial_place(owner * plan.units, 0, 0);  // the owner's are one array [source][pairs]
+        CHECK(place == first + source * plan.pairs() + row * plan.units + unit % plan.units);
+      }
+}
+
+struct Shape {
+  DeviceLimits device;
+  TileShape tile;
+  GridPass pass;
+  int gates;
+  int64_t H, batch;
+  int directions;
+};
+
+void check_plan(const GridPlan& plan, const Shape& s) {
+  const bool forward = s.pass == GridPass::kForward;
+  CHECK(plan.blocks() <= s.device.multiprocessors);
+  CHECK(plan.threads <= kGridThreads && plan.threads % kLanes == 0 && plan.threads >= plan.pairs());
+  CHECK(plan.threads == plan.output_warps * plan.depth_warps * kLanes);
+  CHECK(plan.shared_bytes() <= s.device.shared_bytes);
+  CHECK(int64_t{plan.parts} * plan.units >= s.H && int64_t{plan.parts - 1} * plan.units < s.H);
+  CHECK(int64_t{plan.slices} * plan.groups * plan.tile.rows >= s.batch);
+  CHECK(int64_t{plan.outputs()} >= (forward ? int64_t{s.gates} * plan.units : s.H));
+  CHECK(int64_t{plan.depth_tiles} * plan.tile.depth >= (forward ? s.H : int64_t{s.gates} * plan.units));
+  CHECK(forward || plan.depth_warps == 1);  // whose sums go to global memory at once
+  CHECK(plan.exchange_row >= s.H && plan.exchange_row * plan.tile.element % 16 == 0);
+  CHECK(!forward || plan.exchange_row <= plan.state_row());
+  check_walks(plan);
+  check_shared_memory(plan);
+  if (!forward && s.H % 97 == 0 && s.batch == 1) check_partials(plan, s.H);
+}
+
+// The most hidden units of which this device has plans for both passes, B 64.
+int64_t check_device(const DeviceLimits& device, bool half, int gates) {
+  int64_t most = 0;
+  for (int64_t H = 1; H <= 4300; H += H < 70 ? 1 : 61)
+    for (const int64_t batch : {int64_t{0}, int64_t{1}, int64_t{7}, int64_t{64}, int64_t{1000}})
+      for (const int directions : {1, 2}) {
+        int possible = 0;
+        for (const GridPass pass : {GridPass::kForward, GridPass::kBackward}) {
+          const bool forward = pass == GridPass::kForward;
+          const TileShape tile = half ? kMmaTile : fma_tile(forward ? kForwardSlices : kBackwardSlices);
+          set_case("gates " + std::to_string(gates) + ", H " + std::to_string(H) + ", B " + std::to_string(batch) +
+                   ", directions " + std::to_string(directions) + (forward ? ", forward" : ", backward"));
+          const Shape shape{device, tile, pass, gates, H, batch, directions};
+          const GridPlan plan = plan_grid(device, tile, pass, gates, H, batch, directions);
+          if (plan.possible) check_plan(plan, shape);
+          possible += plan.possible;
+        }
+        if (possible == 2 && batch == 64 && directions == 1) most = std::max(most, H);
+      }
+  printf("%3d multiprocessors, %s, %d gates: H up to %d\n", static_cast<int>(device.multiprocessors),
+         half ? "16 bits" : "float32", gates, static_cast<int>(most));
+  return most;
+}
+
+void run() {
+  for (const TileShape& tile : kTiles) check_tile(tile);
+  check_fragments();
+  CHECK(check_device(kH200, false, 4) >= 1024);  // LSTM
+  CHECK(check_device(kH200, false, 3) >= 1024);  // GRU
+  CHECK(check_device(kH200, false, 1) >= 2048);  // RNN
+  CHECK(check_device(kH200, true, 4) >= 2048);
+  CHECK(check_device(kH200, true, 3) >= 2048);
+  CHECK(check_device(kH200, true, 1) >= 2048);
+  CHECK(check_device(kA100, false, 4) >= 960);
+  CHECK(check_device(kA100, true, 4) >= 1024);
+  const DeviceLimits seventh{16, 227 << 10};  // of a GPU that is shared
+  CHECK(check_device(seventh, true, 4) >= 256);
+  CHECK(!plan_grid(seventh, kMmaTile, GridPass::kForward, 4, 2048, 1, 1).possible);
+}
+
+}  // namespace
+}  // namespace rnnfast::test
+
+int main() {
+  rnnfast::test::run();
+  return rnnfast::test::finish();
+}
