@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,12 +22,13 @@ def folder(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
 
 
-def record(task, ours, layer="rnnfast", seed=0, seconds=10.0):
-    cost = {"seconds": seconds, "threads": 1, "load_average": 0.5}
-    return {"task": task, "published": 9.1, "ours": ours, "layer": layer, "seed": seed, **cost}
+def record(task, ours, layer="rnnfast", seed=0, seconds=10.0, **more):
+    cost = {"seconds": seconds, "steps": 100, "threads": 1, "load_average": 0.5}
+    place = {"cpu": "Some CPU", "isa": "avx2", "date": "2026-01-01T00:00"}
+    return {"task": task, "published": 9.1, "ours": ours, "layer": layer, "seed": seed, **cost, **place, **more}
 
 
-PROVENANCE = {"cpu": "Some CPU", "cores": 2, "isa": "avx2", "versions": {"numpy": "2"}, "date": "2026-01-01T00:00"}
+PROVENANCE = {"cores": 2, "versions": {"numpy": "2"}}
 
 
 def test_table(folder):
@@ -38,7 +40,43 @@ def test_table(folder):
     assert lines[4] == "| chorales, GRU 46 | 9.1 | ≤ 8.69 | 8.5 (8.4 to 8.6) | yes | 2 | 10 | 30 |"
     assert lines[3] == "| adding, T = 200, LSTM | 9.1 | ≤ 0.001 | 0.1 | **no** | 1 | 10 |  |"
     assert lines[2] == "| adding, T = 200, IRNN | 9.1 |  | 0.1 |  | 1 | 10 |  |"
-    assert "Some CPU, 1 of 2 cores, avx2; numpy 2; 2026-01-01." in lines[-1]
+    assert lines[-1].endswith(" Some CPU, avx2; 1 of 2 cores; numpy 2; 2026-01-01.")
+
+
+def test_table_compares_times_of_one_machine_alone(folder):
+    run = importlib.import_module("run")
+    other = {"cpu": "Other CPU", "date": "2026-01-02T00:00"}
+    rows = [record("prompts", 0.4), record("prompts", 0.6, seed=1, seconds=20.0, **other)]
+    assert run.table(rows, PROVENANCE).splitlines()[2].endswith("| 2 | 20¹ |  |")  # the newest
+    rows += [record("prompts", 0.4, "torch", seconds=30.0)]
+    lines = run.table(rows, PROVENANCE).splitlines()
+    assert lines[2].endswith("| 2 | 10² | 30² |")
+    assert "¹ Other CPU, avx2; ² Some CPU, avx2; 1 of 2 cores; numpy 2; 2026-01-01 to 2026-01-02." in lines[-1]
+
+
+def test_table_says_which_times_are_reckoned(folder):
+    run = importlib.import_module("run")
+    rows = [record("prompts", 0.4), record("prompts", None, "torch", seconds=30.0, steps=25, stopped=True)]
+    lines = run.table(rows, PROVENANCE).splitlines()
+    assert lines[2].endswith("| 1 | 10 | ≈ 120 |")
+    assert "≈: stopped before its end" in lines[-1]
+
+
+def test_a_clock_stops_all_trainings_of_a_task(folder, monkeypatch):
+    clock_module = importlib.import_module("clock")
+    now = [0.0]
+    monkeypatch.setattr(clock_module.time, "monotonic", lambda: now[0])
+    clock, learnt = clock_module.Clock(7.0), []
+    for _ in range(2):
+        task = clock.watch(SimpleNamespace(learn=lambda *arguments: learnt.append(arguments)))
+        for _ in range(2):
+            task.learn("run", "batch", 0.1)
+            now[0] += 2.0
+    with pytest.raises(clock_module.Stopped):
+        task.learn("run", "batch", 0.1)
+    assert learnt == 4 * [("run", "batch", 0.1)]
+    assert clock.figures() == {"ours": None, "stopped": True, "steps": 4, "seconds": 8.0}
+    assert not clock_module.Clock().limit < float("inf")
 
 
 def test_readme_says_what_was_measured(folder):

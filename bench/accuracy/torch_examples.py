@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import harness
 import harness_torch
+from clock import Clock, Stopped
 from harness_torch import torch
 
 DATA = Path(os.environ.get("RNNFAST_DATA", "data"))
@@ -73,16 +74,20 @@ class Task:
     settings: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, seed: int = 0, layer: str = "rnnfast") -> dict[str, Any]:
+    def __call__(self, seed: int = 0, layer: str = "rnnfast", limit: float | None = None) -> dict[str, Any]:
         module = importlib.import_module(self.script)
         with layers_of(layer):
             settings = module.Settings(**self.settings, seed=seed)
             data = module.load(settings, {"data": None, **self.options})
-            run = harness.new_run(module.SCRIPT, settings, data)
-            harness.train(module.SCRIPT, run, getattr(module, self.task)(data), None, None, None)
-        figures = {"ours": run.test[self.metric], "validation": run.best, "test": run.test}
-        cost = {"steps": run.step, "seconds": run.seconds}
-        return {"unit": self.unit, "published": self.published, "source": self.source, "seed": seed, **figures, **cost}
+            run, clock = harness.new_run(module.SCRIPT, settings, data), Clock(limit)
+            try:
+                task = clock.watch(getattr(module, self.task)(data))
+                harness.train(module.SCRIPT, run, task, None, None, None)
+                figures = {"ours": run.test[self.metric], "validation": run.best, "test": run.test}
+                result = figures | {"steps": run.step, "seconds": run.seconds}
+            except Stopped:
+                result = clock.figures()
+        return {"unit": self.unit, "published": self.published, "source": self.source, "seed": seed, **result}
 
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas")
