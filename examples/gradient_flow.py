@@ -154,7 +154,7 @@ def hidden_size(cell: str, inputs: int, parameters: int) -> int:
     return max(1, int(math.sqrt(parameters / gates + half * half) - half))
 
 
-def make_recurrent(cell: str, settings: Settings, hidden: int, device: str, seed: int) -> rnnfast.Module:
+def make_recurrent(cell: str, settings: Settings, hidden: int, device: str, seed: int) -> Any:
     inputs = INPUTS[settings.task]
     if cell in ("lstm", "gru"):
         layer = harness.CELLS[cell](inputs, hidden, device=device, seed=seed)
@@ -164,7 +164,7 @@ def make_recurrent(cell: str, settings: Settings, hidden: int, device: str, seed
     return rnnfast.init.irnn_(layer) if cell == "irnn" else layer
 
 
-def chrono_(layer: rnnfast.Module, cell: str, length: int, seed: int) -> rnnfast.Module:
+def chrono_(layer: Any, cell: str, length: int, seed: int) -> Any:
     """Biases of the gates that keep: log(u - 1) with u in [2, length], so that each unit forgets in about u steps.
 
     The LSTM's input gate is as closed as its forget gate is open; the GRU has one gate, z, for both.
@@ -324,8 +324,8 @@ def factor(norms: list[float]) -> float:
 
     Where the norm has fallen below what float32 holds, from the last step to the first that is not zero.
     """
-    first = next((t for t, norm in enumerate(norms) if norm > 0.0), None)
-    steps = 0 if first is None else len(norms) - 1 - first
+    first = next((t for t, norm in enumerate(norms) if norm > 0.0), len(norms) - 1)
+    steps = len(norms) - 1 - first
     return (norms[first] / norms[-1]) ** (1 / steps) if steps and norms[-1] > 0 else math.nan
 
 

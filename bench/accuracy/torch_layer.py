@@ -58,15 +58,15 @@ class TorchLayer:
         return None, None
 
 
-class LSTM(TorchLayer, rnnfast.LSTM):
+class LSTM(TorchLayer, rnnfast.LSTM):  # type: ignore[misc]  # fewer arguments
     kind = torch.nn.LSTM
 
 
-class GRU(TorchLayer, rnnfast.GRU):
+class GRU(TorchLayer, rnnfast.GRU):  # type: ignore[misc]  # fewer arguments
     kind = torch.nn.GRU
 
 
-class RNN(TorchLayer, rnnfast.RNN):
+class RNN(TorchLayer, rnnfast.RNN):  # type: ignore[misc]  # fewer arguments
     kind = torch.nn.RNN
 
 
