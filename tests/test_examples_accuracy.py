@@ -108,6 +108,22 @@ def test_torch_layer(folder, cell, ragged):
     np.testing.assert_allclose(theirs.eval()(x)[0], ours.eval()(x)[0], atol=2e-6)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_torch_layer_carries_its_state_and_gives_the_gradient_by_x(folder, cell):
+    pytest.importorskip("torch")
+    kinds = importlib.import_module("torch_layer").CELLS
+    random = np.random.default_rng(0)
+    x, grad = (random.standard_normal((6, 3, size)).astype(np.float32) for size in (4, 5))
+    ours, theirs = ({"lstm": rnnfast.LSTM, "gru": rnnfast.GRU, "rnn": rnnfast.RNN}[cell], kinds[cell])
+    ours, theirs = (kind(4, 5, seed=1) for kind in (ours, theirs))
+    for a, b in zip(rnnfast.tbptt(theirs, x, 3), rnnfast.tbptt(ours, x, 3), strict=True):
+        np.testing.assert_allclose(a.output, b.output, atol=2e-6)
+        piece = np.ascontiguousarray(grad[a.start : a.stop])
+        np.testing.assert_allclose(theirs.backward(piece)[0], ours.backward(piece)[0], atol=2e-5)
+    for a, b in zip(theirs.parameters(), ours.parameters(), strict=True):
+        np.testing.assert_allclose(a.grad, b.grad, atol=2e-5)
+
+
 def test_torch_layers_are_swapped_and_put_back(folder):
     pytest.importorskip("torch")
     tasks = importlib.import_module("numpy_examples")

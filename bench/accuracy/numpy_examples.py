@@ -99,6 +99,16 @@ def chung(cell: str, hidden: int, published: float) -> Task:
     return Task("music", "nats a step", published, "Chung et al. 2014", settings, chorales, JSB)
 
 
+# Text ----------------------------------------------------------------------------------------------------------------
+
+
+def characters(module: Any, settings: Any, data: Any, clock: Clock) -> dict[str, Any]:
+    run = trained(module, settings, data, module.Writing(data), clock)
+    return figures(run, run.test)
+
+
+LIBRARY = Task("text_generation", "bits a character", None, "", {}, characters, {"file": None})
+
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +167,7 @@ TASKS = {
     "chorales, LSTM 36": chung("lstm", 36, 8.67),
     "chorales, LSTM 256, transposed": Task("music", "nats a step", None, "", OURS, chorales, JSB),
     "ETTh1, 24 steps ahead, LSTM 64": ETTH1,
+    "characters, Python's library, LSTM 128": LIBRARY,
     "adding, T = 200, GRU": adding("gru", 5e-5),
     "adding, T = 200, LSTM": adding("lstm", 0.16),
     "adding, T = 200, tanh RNN": adding("rnn", 0.18),
