@@ -2,6 +2,7 @@
 
     python bench/accuracy/run.py                                 # the names of all tasks, and what is measured already
     python bench/accuracy/run.py "chorales, GRU 46" --seed 0 --seed 1 --layer rnnfast --layer torch
+    python bench/accuracy/run.py prompts --layer torch --limit 60     # its time, reckoned from what it did in a minute
     python bench/accuracy/run.py --all                           # everything that is not measured yet
     python bench/accuracy/run.py --table                         # README's table from the records, nothing else
 
