@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from pathlib import Path
@@ -132,3 +133,25 @@ def test_torch_layers_are_swapped_and_put_back(folder):
         assert tasks.harness.CELLS["gru"].__module__ == "torch_layer"
     assert before == tasks.harness.CELLS
     assert "torch_layer" in sys.modules
+
+
+SMALL = {
+    "adding, T = 200, GRU": ("numpy_examples", {"length": 10, "parameters": 100, "steps": 4, "evaluate": 2}),
+    "addition": ("torch_examples", {"hidden": 8, "pairs": 300, "steps": 4, "evaluate": 2}),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("layer", ["rnnfast", "torch"])
+def test_tasks_run_and_stop(folder, name, layer):
+    pytest.importorskip("torch")
+    module, settings = SMALL[name]
+    task = importlib.import_module(module).TASKS[name]
+    task = dataclasses.replace(task, settings=task.settings | settings)
+    whole = task(0, layer)
+    assert whole["ours"] > 0.0
+    assert whole["steps"] == (8 if name.startswith("adding") else 4)  # of two learning rates
+    stopped = task(0, layer, 0.0)
+    assert stopped["ours"] is None
+    assert stopped["stopped"]
+    assert 1 <= stopped["steps"] < whole["steps"]
