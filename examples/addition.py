@@ -25,9 +25,9 @@ import harness_torch
 import numpy as np
 from harness import Failure, Run, Step
 from harness_torch import torch
+from torch import nn
+from torch.nn import functional
 from translation import Pair, read_pairs
-
-nn, functional = torch.nn, torch.nn.functional
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ import harness_torch
 import numpy as np
 from harness import Failure, Number, Run, Step
 from harness_torch import torch
-
-nn, functional = torch.nn, torch.nn.functional
+from torch import nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def wav_files(path: Path) -> Iterator[tuple[str, bytes]]:
         with tarfile.open(fileobj=io.BytesIO(harness.read_file(path))) as archive:
             members = [member for member in archive.getmembers() if member.isfile() and member.name.endswith(".wav")]
             for member in sorted(members, key=lambda member: member.name):
-                file = archive.extractfile(member)
-                yield member.name.removeprefix("./").removesuffix(".wav"), file.read() if file else b""
+                content = archive.extractfile(member)
+                yield member.name.removeprefix("./").removesuffix(".wav"), content.read() if content else b""
     except (tarfile.TarError, EOFError, OSError) as error:
         given = "a WAV file" if path.suffix.lower() == ".wav" else "something else, or a part of one"
         raise Failure(f"{path}: expected a folder or a .tar.gz of WAV files, got {given}") from error
@@ -291,14 +291,14 @@ def prepare(name: str, recordings: list[Recording], rate: int, settings: Setting
     features = [[features_of(recording.samples, rate, settings.features) for recording in part] for part in heard]
     frames = np.concatenate(features[0])
     info |= {"mean": frames.mean(axis=0).tolist(), "deviation": (frames.std(axis=0) + 1e-3).tolist()}
-    utterances = [
+    train, valid, test = [
         [(stack_frames(x, info), recording.text) for x, recording in zip(*pair, strict=True)]
         for pair in zip(features, heard, strict=True)
     ]
-    utterances[0] = [(x, text) for x, text in utterances[0] if len(x) >= steps_needed(symbols_of(text, settings.unit))]
+    train = [(x, text) for x, text in train if len(x) >= steps_needed(symbols_of(text, settings.unit))]
     seconds = [sum(len(recording.samples) for recording in part) / rate for part in parts]
     digest = harness.digest_of(*(part for recording in recordings for part in (recording.text, recording.samples)))
-    return Speech(name, digest, info, *utterances, seconds, skipped)
+    return Speech(name, digest, info, train, valid, test, seconds, skipped)
 
 
 def at_speeds(recordings: list[Recording], count: int) -> list[Recording]:
@@ -592,8 +592,8 @@ def draw_said(axes: Any, likely: np.ndarray, symbols: list[str], step: float) ->
     axes.plot(seconds, likely[:, NOTHING], color="lightgrey", label=symbols[NOTHING])
     for code in np.flatnonzero(likely[:, 1:].max(axis=0) > 0.2) + 1:
         (line,) = axes.plot(seconds, likely[:, code])
-        peaks = np.flatnonzero((likely[:, code] > 0.2) & (np.diff(likely[:, code], prepend=0.0) > 0.0))
-        peaks = [t for t in peaks if t + 1 == len(likely) or likely[t + 1, code] <= likely[t, code]]
+        rising = np.flatnonzero((likely[:, code] > 0.2) & (np.diff(likely[:, code], prepend=0.0) > 0.0))
+        peaks = [t for t in rising if t + 1 == len(likely) or likely[t + 1, code] <= likely[t, code]]
         for t in peaks:
             axes.annotate(symbols[code], (seconds[t], likely[t, code]), color=line.get_color(), ha="center")
     axes.set(xlabel="seconds", ylabel="probability", ylim=(0.0, 1.15), xlim=(0.0, step * len(likely)))

@@ -345,12 +345,16 @@ def check_rate(name: str, rate: int, info: dict[str, Any]) -> None:
 
 
 def chunks_to_hear(run: Run, sounds: Sounds | None, options: dict[str, Any]) -> Iterable[np.ndarray]:
-    """What --listen names; else a sound of the test part of --data, or keys."""
+    """What --listen names; else keys, or a sound of the test part of --data, whatever the model has learnt."""
     if options["source"] is not None:
         return chunks_of(options["source"], run.info)
-    if sounds is not None and options["data"] is not None:
-        return whole_chunks(sounds.parts["test"][0].samples)
-    return example_sound(run)
+    if run.info["labels"] == [QUIET, *KEYS]:
+        return example_sound(run)
+    if options["data"] is None:  # of a finished training, which needs none
+        labels = ", ".join(run.info["labels"])
+        raise Failure(f"--listen: expected a WAV file or -, or --data as in the training, of {labels}; got neither")
+    sounds = load(run.settings, options) if sounds is None else sounds
+    return whole_chunks(sounds.parts["test"][0].samples)
 
 
 def example_sound(run: Run) -> np.ndarray:
@@ -417,7 +421,7 @@ SCRIPT = harness.Example("streaming", Settings, TINY, load, build, harness.Chain
     Settings, harness.CELL, harness.HIDDEN, harness.LAYERS, harness.DROPOUT, harness.BATCH, harness.LR, harness.CLIP
 )
 @harness.run_options("what was heard")
-@click.option("--listen", "source", help="A WAV file, or - for standard input. Default: keys, pressed anew.")
+@click.option("--listen", "source", help="A WAV file, or - for standard input. Default: a test sound.")
 def main(**options: Any) -> None:
     """Train a model to tell sounds, and let it listen frame by frame."""
     harness.check_outputs(options)

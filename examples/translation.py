@@ -38,8 +38,8 @@ import harness_torch
 import numpy as np
 from harness import Failure, Number, Run, Step
 from harness_torch import torch
-
-nn, functional = torch.nn, torch.nn.functional
+from torch import nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -313,8 +313,8 @@ def prepare(name: str, pairs: list[Pair], settings: Settings) -> Pairs:
     test, valid, train = chosen[:part], chosen[part : 2 * part], chosen[2 * part :]
     sides = [learn_side([pair[side] for pair in train], unit, settings.vocabulary) for side in (0, 1)]
     target_side = Side(**sides[1])
-    info = {"source": sides[0], "target": sides[1]}
-    info["longest"] = max(len(target_side.split(target)) for _, target in train)
+    longest = max(len(target_side.split(target)) for _, target in train)
+    info = {"source": sides[0], "target": sides[1], "longest": longest}
     return Pairs(name, harness.digest_of(*(text for pair in chosen for text in pair)), info, train, valid, test)
 
 

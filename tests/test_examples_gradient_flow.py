@@ -99,3 +99,72 @@ def test_wrong_arguments(script):
         message = f"--rates: expected positive numbers such as 0.001,0.01, got {rate!r}"
         assert message in refused(script, "--rates", f"0.1,{rate}")
     assert "device" in refused(script, "--device", "abacus")
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory):
+    """Files of 60 sequences: the first of two inputs summed up, the second's sign at the step before."""
+    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("sequences")
+    x = random.standard_normal((60, 7, 2))
+    np.savez(folder / "sums.npz", x=x, y=x[..., 0].sum(axis=1))
+    signs = np.zeros((60, 7), np.int32)
+    signs[:, 1:] = 1 + (x[:, :-1, 1] > 0)
+    np.savez(folder / "signs.npz", x=x, y=signs)
+    return folder
+
+
+def test_own_sequences(script, sequences):
+    options = "--cell", "gru", "--rates", 0.01, "--steps", 300, "--evaluate", 100
+    output = succeed(script, "--data", sequences / "sums.npz", *options)
+    found = re.search(r"^test loss on sums.npz: gru (\S+); guessing (\S+) \(2 trials", output, re.MULTILINE)
+    assert float(found[1]) < 0.3 * float(found[2])
+    output = succeed(script, "--data", sequences / "signs.npz", "--task", "copy", *options)
+    found = re.search(r"^test loss on signs.npz: gru (\S+); guessing (\S+) \(2 trials", output, re.MULTILINE)
+    assert float(found[1]) < 0.3 * float(found[2])
+
+
+def test_own_sequences_are_split_once(script, sequences):
+    problem = script.load(script.TINY, {"data": sequences / "sums.npz"})
+    parts = problem.train, problem.valid, problem.test
+    assert [x.shape for x, _ in parts] == [(7, 48, 2), (7, 6, 2), (7, 6, 2)]
+    rows = np.concatenate([x.swapaxes(0, 1).reshape(-1, 14) for x, _ in parts])
+    assert len(np.unique(rows, axis=0)) == 60
+    for x, y in parts:
+        np.testing.assert_allclose(x[..., 0].sum(axis=0), y[:, 0], atol=1e-5)
+    assert problem.info["data"]["guess"] == pytest.approx(
+        np.mean((problem.test[1] - problem.train[1].mean()) ** 2), rel=1e-5
+    )
+
+
+def test_own_sequences_resumed(script, sequences, tmp_path, monkeypatch):
+    options = "--data", sequences / "signs.npz", "--task", "copy", "--cell", "gru"
+    check_stop_and_resume(script, "Remembering", tmp_path, monkeypatch, 53, *options)
+    again = "--save", tmp_path / "parts", "--resume", "--task", "copy", "--cell", "gru"
+    assert "test loss on signs.npz: gru" in succeed(script, *again)
+    with np.load(sequences / "signs.npz") as file:
+        np.savez(tmp_path / "others.npz", x=file["x"] + 1, y=file["y"])
+    assert "expected the data that" in refused(script, *again, "--data", tmp_path / "others.npz")
+
+
+def test_malformed_sequences(script, tmp_path):
+    def told(**arrays):
+        np.savez(tmp_path / "a.npz", **arrays)
+        return refused(script, "--data", tmp_path / "a.npz", *(("--task", "copy") if "task" in arrays else ()))
+
+    x, y = np.ones((20, 4, 2)), np.ones(20)
+    assert "cannot be read" in refused(script, "--data", tmp_path / "none.npz")
+    assert "expected arrays x and y as numpy.savez writes them" in told(x=x)
+    for content in (b"", b"PK\3\4 nothing", b"text"):
+        (tmp_path / "b.npz").write_bytes(content)
+        assert "expected arrays x and y as numpy.savez" in refused(script, "--data", tmp_path / "b.npz")
+    np.save(tmp_path / "c.npy", x)
+    assert "expected arrays x and y as numpy.savez" in refused(script, "--data", tmp_path / "c.npy")
+    assert "expected arrays x and y as numpy.savez" in told(x=x, y=np.array([{}] * 20))
+    assert "of 10 or more sequences, got float64 [20, 4]" in told(x=x[..., 0], y=y)
+    assert "of 10 or more sequences, got float64 [9, 4, 2]" in told(x=x[:9], y=y[:9])
+    assert "expected finite numbers x [N, T, I]" in told(x=x * np.nan, y=y)
+    assert "numbers [N] or [N, O] as y, one for each of 20 sequences, got float64 [19]" in told(x=x, y=y[1:])
+    assert "expected finite numbers [N] or [N, O] as y" in told(x=x, y=y * np.inf)
+    assert "got <U1 [20]" in told(x=x, y=np.array(["a"] * 20))
+    assert "expected finite integers [N, T] from 0 to at most 9999" in told(x=x, y=y, task=1)
+    assert "expected finite integers [N, T] from 0 to at most 9999" in told(x=x, y=np.full((20, 4), -1), task=1)

@@ -99,13 +99,19 @@ def test_stopped_and_resumed(script, tmp_path, monkeypatch, cell):
 
 def test_a_folder_of_sounds(script, tmp_path):
     random = np.random.default_rng(0)
+    (tmp_path / "sounds").mkdir()
     for i in range(20):
         tone = np.sin(np.arange(int(random.integers(900, 1500))) * (0.2 + 0.3 * (i % 2)))
-        write_wave(tmp_path / f"{'low' if i % 2 == 0 else 'high'}_{i:02d}.wav", (tone * 9000).astype("<i2").tobytes())
-    output = succeed(script, "--data", tmp_path, "--steps", 100, "--evaluate", 50)
+        name = f"sounds/{'low' if i % 2 == 0 else 'high'}_{i:02d}.wav"
+        write_wave(tmp_path / name, (tone * 9000).astype("<i2").tobytes())
+    folder, saved = tmp_path / "sounds", ("--save", tmp_path / "model")
+    output = succeed(script, "--data", folder, "--steps", 100, "--evaluate", 50, *saved)
     assert "frames of 16 ms to train, validate and test, 2 labels" in output
-    assert re.search(r"^((low|high) )+$", output, re.MULTILINE)
+    heard = re.search(r"^((low|high) )+$", output, re.MULTILINE)[0]
     assert float(re.search(r"^test (\S+) % of the frames right", output, re.MULTILINE)[1]) > 90
+    again = *saved, "--resume", "--steps", 100, "--evaluate", 50
+    assert heard in succeed(script, *again, "--data", folder)  # the same sound, not keys, which it does not know
+    assert "expected a WAV file or -, or --data as in the training, of high, low" in refused(script, *again)
 
 
 def test_frames_as_they_come(script):

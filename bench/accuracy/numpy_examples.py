@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import harness
+from clock import Clock, Stopped
 
 DATA = Path(os.environ.get("RNNFAST_DATA", "data"))
 
@@ -46,21 +47,25 @@ class Task:
     published: float | None
     source: str
     settings: dict[str, Any]
-    train: Callable[[Any, Any, Any], dict[str, Any]]  # module, settings, data to what `__call__` returns
+    train: Callable[[Any, Any, Any, Clock], dict[str, Any]]  # module, settings, data to what `__call__` returns
     options: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, seed: int = 0, layer: str = "rnnfast") -> dict[str, Any]:
+    def __call__(self, seed: int = 0, layer: str = "rnnfast", limit: float | None = None) -> dict[str, Any]:
         module = importlib.import_module(self.script)
         with layers_of(layer):
             settings = module.Settings(**self.settings, seed=seed)
             data = module.load(settings, {"data": None, "limit": None, "tiny": False, **self.options})
-            result = self.train(module, settings, data)
+            clock = Clock(limit)
+            try:
+                result = self.train(module, settings, data, clock)
+            except Stopped:
+                result = clock.figures()
         return {"unit": self.unit, "published": self.published, "source": self.source, "seed": seed, **result}
 
 
-def trained(module: Any, settings: Any, data: Any, task: Any) -> harness.Run:
+def trained(module: Any, settings: Any, data: Any, task: Any, clock: Clock) -> harness.Run:
     run = harness.new_run(module.SCRIPT, settings, data)
-    harness.train(module.SCRIPT, run, task, None, None, None)
+    harness.train(module.SCRIPT, run, clock.watch(task), None, None, None)
     return run
 
 
@@ -71,8 +76,8 @@ def figures(run: harness.Run, ours: float) -> dict[str, Any]:
 # Chorales ------------------------------------------------------------------------------------------------------------
 
 
-def chorales(module: Any, settings: Any, data: Any) -> dict[str, Any]:
-    run = trained(module, settings, data, module.Composing(data))
+def chorales(module: Any, settings: Any, data: Any, clock: Clock) -> dict[str, Any]:
+    run = trained(module, settings, data, module.Composing(data), clock)
     return figures(run, run.test)
 
 
@@ -94,10 +99,20 @@ def chung(cell: str, hidden: int, published: float) -> Task:
     return Task("music", "nats a step", published, "Chung et al. 2014", settings, chorales, JSB)
 
 
+# Text ----------------------------------------------------------------------------------------------------------------
+
+
+def characters(module: Any, settings: Any, data: Any, clock: Clock) -> dict[str, Any]:
+    run = trained(module, settings, data, module.Writing(data), clock)
+    return figures(run, run.test)
+
+
+LIBRARY = Task("text_generation", "bits a character", None, "", {}, characters, {"file": None})
+
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
-def memory(module: Any, settings: Any, data: Any) -> dict[str, Any]:
+def memory(module: Any, settings: Any, data: Any, clock: Clock) -> dict[str, Any]:
     """The grid of learning rates, with clipping; validation chooses. Seconds and steps are those of the whole grid."""
 
     class Remembering(module.Remembering):
@@ -108,7 +123,7 @@ def memory(module: Any, settings: Any, data: Any) -> dict[str, Any]:
     for trial in (trial for trial in module.trials(settings) if trial["clip"] is not None):
         run = harness.new_run(module.SCRIPT, settings, data._replace(info=trial))
         try:
-            harness.train(module.SCRIPT, run, Remembering(data), None, None, None)
+            harness.train(module.SCRIPT, run, clock.watch(Remembering(data)), None, None, None)
             runs.append(run)
         except harness.Diverged:
             diverged += 1
@@ -131,8 +146,8 @@ def copying(cell: str, length: int, published: float | None, **settings: Any) ->
 # Forecasts -----------------------------------------------------------------------------------------------------------
 
 
-def forecasts(module: Any, settings: Any, data: Any) -> dict[str, Any]:
-    run = trained(module, settings, data, module.Forecasting(data, settings.forecast))
+def forecasts(module: Any, settings: Any, data: Any, clock: Clock) -> dict[str, Any]:
+    run = trained(module, settings, data, module.Forecasting(data, settings.forecast), clock)
     return figures(run, run.test["model"]["mse"])
 
 
@@ -152,6 +167,7 @@ TASKS = {
     "chorales, LSTM 36": chung("lstm", 36, 8.67),
     "chorales, LSTM 256, transposed": Task("music", "nats a step", None, "", OURS, chorales, JSB),
     "ETTh1, 24 steps ahead, LSTM 64": ETTH1,
+    "characters, Python's library, LSTM 128": LIBRARY,
     "adding, T = 200, GRU": adding("gru", 5e-5),
     "adding, T = 200, LSTM": adding("lstm", 0.16),
     "adding, T = 200, tanh RNN": adding("rnn", 0.18),

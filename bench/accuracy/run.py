@@ -2,6 +2,7 @@
 
     python bench/accuracy/run.py                                 # the names of all tasks, and what is measured already
     python bench/accuracy/run.py "chorales, GRU 46" --seed 0 --seed 1 --layer rnnfast --layer torch
+    python bench/accuracy/run.py prompts --layer torch --limit 60     # its time, reckoned from what it did in a minute
     python bench/accuracy/run.py --all                           # everything that is not measured yet
     python bench/accuracy/run.py --table                         # README's table from the records, nothing else
 
@@ -65,8 +66,8 @@ def find_tasks() -> dict[str, tuple[str, Callable[..., Record]]]:
 # Measuring -----------------------------------------------------------------------------------------------------------
 
 
-def measure(module: str, name: str, seed: int, layer: str, threads: int) -> Record:
-    """The record of one run, made by a process of its own."""
+def measure(module: str, name: str, seed: int, layer: str, threads: int, limit: float | None = None) -> Record:
+    """The record of one run, made by a process of its own; `limit` seconds of training at most."""
     code = (
         f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
         f"import json, {module} as m\n"
@@ -75,7 +76,7 @@ def measure(module: str, name: str, seed: int, layer: str, threads: int) -> Reco
             if layer == "torch" or module == "torch_examples"
             else ""
         )
-        + f"print(json.dumps(m.TASKS[{name!r}]({seed}, {layer!r})))"
+        + f"print(json.dumps(m.TASKS[{name!r}]({seed}, {layer!r}, {limit})))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
@@ -106,8 +107,8 @@ def keep(record: Record, threads: int) -> None:
     from rnnfast import _core
     from rnnfast.bench import machine
 
-    provenance = machine.provenance(threads, _core.isa())
-    record["commit"] = provenance["commit"]
+    provenance = machine.provenance(threads, _core.isa()) | {"cores": os.cpu_count()}
+    record |= {name: provenance[name] for name in ("commit", "cpu", "isa")}
     rows = [row for row in read_records() if key(row) != key(record)]
     content = {"provenance": provenance, "rows": [*rows, record]}
     partial = RESULTS.with_name(RESULTS.name + ".part")
@@ -124,23 +125,43 @@ def table(rows: Sequence[Record], provenance: Record) -> str:
         "| task | published | wanted | ours | | seeds | seconds | with torch.nn's layer |",
         "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
+    machines = sorted({machine_of(row) for row in rows})
     for name in sorted({row["task"] for row in rows}, key=str.lower):
         ours = [row for row in rows if row["task"] == name and row["layer"] == "rnnfast"]
         if ours:
-            lines.append(line(name, ours, [row for row in rows if row["task"] == name and row["layer"] == "torch"]))
-    threads = sorted({row["threads"] for row in rows})
-    place = f"{provenance['cpu']}, {'or '.join(map(str, threads))} of {provenance['cores']} cores, {provenance['isa']}"
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+            torch = [row for row in rows if row["task"] == name and row["layer"] == "torch"]
+            lines.append(line(name, ours, torch, machines))
+    return "\n".join(lines) + f"\n\n{note(rows, provenance, machines)}\n"
+
+
+def machine_of(row: Record) -> str:
+    return f"{row['cpu']}, {row['isa']}"
+
+
+def note(rows: Sequence[Record], provenance: Record, machines: list[str]) -> str:
+    """Below the table: what its numbers are, and where they were measured."""
     low, high = (f(row["load_average"] for row in rows) for f in (min, max))
-    note = (
-        "Test figures, looked at once a run; mean over the seeds and their range. Seconds: training, all of a grid of learning "
-        "rates together, on the seeds that both have; the machine was not idle (load average "
+    text = (
+        "Test figures, looked at once a run; mean over the seeds and their range. Seconds: training, all of a grid of "
+        "learning rates together, on the seeds that both have on one machine; it was not idle (load average "
         f"{low:.1f} to {high:.1f})."
     )
-    return "\n".join(lines) + f"\n\n{note} {place}; {versions}; {provenance['date'][:10]}.\n"
+    if any(row.get("stopped") for row in rows):
+        text += " ≈: stopped before its end, and all steps of ours reckoned at the pace of those that were made."
+    threads = " or ".join(map(str, sorted({row["threads"] for row in rows})))
+    places = " ".join(f"{mark(place, machines)} {place};".lstrip() for place in machines)
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    days = sorted({row["date"][:10] for row in rows})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return f"{text} {places} {threads} of {provenance['cores']} cores; {versions}; {when}."
 
 
-def line(name: str, ours: list[Record], torch: list[Record]) -> str:
+def mark(place: str, machines: list[str]) -> str:
+    """What stands behind seconds, where there are several machines to tell apart."""
+    return "¹²³⁴⁵⁶⁷⁸⁹"[machines.index(place)] if len(machines) > 1 else ""
+
+
+def line(name: str, ours: list[Record], torch: list[Record], machines: list[str]) -> str:
     values = [row["ours"] for row in ours]
     mean = sum(values) / len(values)
     low, high = wanted(name)
@@ -148,12 +169,30 @@ def line(name: str, ours: list[Record], torch: list[Record]) -> str:
     spread = f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else ""
     bounds = [f"{sign} {bound:g}" for sign, bound in (("≥", low), ("≤", high)) if bound is not None]
     published = "" if ours[0]["published"] is None else f"{ours[0]['published']:g}"
-    mark = "" if not bounds else "yes" if met else "**no**"
-    both = {row["seed"] for row in ours} & {row["seed"] for row in torch}
-    timed = [[row["seconds"] for row in some if not both or row["seed"] in both] for some in (ours, torch)]
-    seconds = [f"{sum(some) / len(some):.0f}" if some else "" for some in timed]
-    cells = [name, published, ", ".join(bounds), f"{mean:.4g}{spread}", mark, str(len(values)), *seconds]
-    return f"| {' | '.join(cells)} |"
+    verdict = "" if not bounds else "yes" if met else "**no**"
+    cells = [name, published, ", ".join(bounds), f"{mean:.4g}{spread}", verdict, str(len(values))]
+    return f"| {' | '.join([*cells, *times(ours, torch, machines)])} |"
+
+
+def times(ours: list[Record], torch: list[Record], machines: list[str]) -> list[str]:
+    """Seconds with either layer, of the same seeds on the same machine; where there are none, ours alone."""
+
+    def run_of(row: Record) -> tuple[Any, ...]:
+        return row["seed"], machine_of(row)
+
+    runs = {run_of(row) for row in torch} & {run_of(row) for row in ours}
+    place = max(ours, key=lambda row: (run_of(row) in runs, row["date"]))
+    ours = [row for row in ours if machine_of(row) == machine_of(place) and (not runs or run_of(row) in runs)]
+    steps = {run_of(row): row.get("steps") for row in ours}
+    theirs = [row for row in torch if run_of(row) in steps]
+    sign = mark(machine_of(place), machines)
+    mean = sum(row["seconds"] for row in ours) / len(ours)
+    cells = [f"{mean:.0f}{sign}", ""]
+    if theirs:
+        whole = [row["seconds"] * (steps[run_of(row)] / row["steps"] if row.get("stopped") else 1) for row in theirs]
+        about = "≈ " if any(row.get("stopped") for row in theirs) else ""
+        cells[1] = f"{about}{sum(whole) / len(whole):.0f}{sign}"
+    return cells
 
 
 def filled() -> str:
@@ -169,6 +208,7 @@ def filled() -> str:
 @click.option("--layer", "layers", type=click.Choice(["rnnfast", "torch"]), multiple=True, default=["rnnfast"])
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--all", "everything", is_flag=True, help="Every task that has no record yet.")
+@click.option("--limit", type=click.FloatRange(1), help="Stop torch.nn's layer after that many seconds of training.")
 @click.option("--again", is_flag=True, help="Measure also what is measured already.")
 @click.option("--table", "only_table", is_flag=True, help="Fill README's table and do nothing else.")
 def main(
@@ -177,6 +217,7 @@ def main(
     layers: Sequence[str],
     threads: int,
     everything: bool,
+    limit: float | None,
     again: bool,
     only_table: bool,
 ) -> None:
@@ -193,9 +234,10 @@ def main(
         for layer in layers:
             for seed in seeds:
                 if again or (name, seed, layer, threads) not in measured:
-                    record = measure(tasks[name][0], name, seed, layer, threads)
+                    record = measure(tasks[name][0], name, seed, layer, threads, limit if layer == "torch" else None)
                     keep(record, threads)
-                    click.echo(f"{name}, seed {seed}, {layer}: {record['ours']:.5g} in {record['seconds']:.0f} s")
+                    figure = f"{record['steps']} steps" if record.get("stopped") else f"{record['ours']:.5g}"
+                    click.echo(f"{name}, seed {seed}, {layer}: {figure} in {record['seconds']:.0f} s")
                     (ROOT / "README.md").write_text(filled())
     if not names and not everything:
         for name in tasks:

@@ -6,6 +6,7 @@ weights lie in the same memory for both libraries. Ragged batches are packed seq
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,18 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import rnnfast
 
 
+def map_state(function: Callable[[Any], Any], state: Any) -> Any:
+    """Of each part of a state: the LSTM has two; none stays none."""
+    if isinstance(state, tuple):
+        return tuple(map(function, state))
+    return None if state is None else function(state)
+
+
 class TorchLayer:
     """Before one of rnnfast's layers in the order of bases: the layer whose forward and backward are torch's."""
 
     kind: type[torch.nn.RNNBase]
+    grad_x = False  # whether the gradient by x was ever asked for; torch's forward must know
 
     def _layer(self: Any) -> torch.nn.RNNBase:
         """torch's layer on these weights, made when it is needed first."""
@@ -35,38 +44,41 @@ class TorchLayer:
         self._layer().train(self.training)
 
     def forward(self: Any, x: np.ndarray, hx: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
-        """x [T, B, I] to the output [T, B, H]; of the state nothing is needed."""
+        """x [T, B, I] and the state before it to the output [T, B, H] and the state after it."""
         with torch.set_grad_enabled(self.training):
-            given = torch.from_numpy(x)
+            self._x = given = torch.from_numpy(x).requires_grad_(self.training and self.grad_x)
             if lengths is not None:
                 given = pack_padded_sequence(given, torch.from_numpy(lengths), enforce_sorted=False)
-            output, _ = self._layer()(given)
+            output, state = self._layer()(given, map_state(torch.from_numpy, hx))
             if lengths is not None:
                 output, _ = pad_packed_sequence(output, total_length=len(x))
-        if self.training:
-            self._output = output
-        return output.detach().numpy(), None
+        self._again, self._output = (x, hx, lengths), output
+        return output.detach().numpy(), map_state(lambda part: part.detach().numpy(), state)
 
     def backward(self: Any, grad_output: np.ndarray, grad_state: Any = None, *, need_grad_x: bool = True) -> Any:
-        """Into p.grad of every weight. The examples that are run so need no gradient by x."""
-        if need_grad_x or grad_state is not None:
-            raise NotImplementedError("expected the gradient of the weights by the output alone")
+        """Into p.grad of every weight, and by x. The examples that are run so need none by the states."""
+        if grad_state is not None:
+            raise NotImplementedError("expected the gradient by the output alone")
+        if need_grad_x and not self.grad_x:
+            self.grad_x = True
+            self.forward(*self._again)
         names, parameters = zip(*self._layer().named_parameters(), strict=True)
-        grads = torch.autograd.grad(self._output, parameters, torch.from_numpy(grad_output))
-        for name, grad in zip(names, grads, strict=True):
+        inputs = (*parameters, self._x) if need_grad_x else parameters
+        grads = torch.autograd.grad(self._output, inputs, torch.from_numpy(grad_output))
+        for name, grad in zip(names, grads, strict=False):
             getattr(self, name).add_grad(grad.numpy())
-        return None, None
+        return grads[-1].numpy() if need_grad_x else None, None
 
 
-class LSTM(TorchLayer, rnnfast.LSTM):
+class LSTM(TorchLayer, rnnfast.LSTM):  # type: ignore[misc]  # fewer arguments
     kind = torch.nn.LSTM
 
 
-class GRU(TorchLayer, rnnfast.GRU):
+class GRU(TorchLayer, rnnfast.GRU):  # type: ignore[misc]  # fewer arguments
     kind = torch.nn.GRU
 
 
-class RNN(TorchLayer, rnnfast.RNN):
+class RNN(TorchLayer, rnnfast.RNN):  # type: ignore[misc]  # fewer arguments
     kind = torch.nn.RNN
 
 
