@@ -19,11 +19,13 @@
 #include <stdexcept>
 #include <vector>
 
+// NOLINTBEGIN(bugprone-reserved-identifier): CUDA's names
 #define __global__
 #define __device__
 #define __host__
 #define __shared__ static thread_local
 #define __launch_bounds__(...)
+// NOLINTEND(bugprone-reserved-identifier)
 
 struct dim3 {
   unsigned x, y, z;
@@ -159,6 +161,7 @@ struct Block {
 inline void run_blocks(std::vector<Block>& blocks, bool together, Fibres& fibres, const std::function<void()>& kernel) {
   constexpr size_t kPatience = 1000;  // turns of each block
   std::vector<Block*> running;
+  running.reserve(blocks.size());
   for (Block& block : blocks) running.push_back(&block);
   uint32_t random = emulation().backwards ? 12345 : 67890;
   for (size_t in_vain = 0; !running.empty();) {
@@ -201,5 +204,7 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::func
 
 }  // namespace rnnfast::emulator
 
+// NOLINTBEGIN(bugprone-reserved-identifier)
 inline void __syncthreads() { rnnfast::emulator::Fibre::barrier(rnnfast::emulator::Wait::kBlock); }
 inline void __syncwarp() { rnnfast::emulator::Fibre::barrier(rnnfast::emulator::Wait::kWarp); }
+// NOLINTEND(bugprone-reserved-identifier)
