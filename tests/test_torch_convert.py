@@ -274,3 +274,15 @@ def test_model_stays_the_same(kind):
     torch.manual_seed(4)
     torch.testing.assert_close(leaves(converted(*arguments)), results[0][0])
     assert functional.kernel_calls() == before
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_an_instance_with_a_forward_of_its_own_is_left():
+    module = nn.LSTM(6, 8)
+    module.forward = lambda x, forward=module.forward: forward(2 * x)
+    report = []
+    rt.convert(module, report)
+    assert type(module) is nn.LSTM
+    assert not report[0].replaced
+    assert "forward was replaced" in report[0].reason
+    module(torch.zeros(3, 2, 6))

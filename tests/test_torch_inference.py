@@ -243,3 +243,61 @@ def test_memory_of_strided_and_of_other_tensors() -> None:
     assert not memory.holds([a.clone()])
     assert not memory.holds([a, a])
     assert _core.TensorMemory([a.t()]).digest() is None
+
+
+# ---- a module that is told to be another one, or lies in memory of its own ----
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_what_a_module_is_told_to_be_is_seen(grad: bool) -> None:
+    cell, layer = rt.RNNCell(IN, H), rt.RNN(IN, H, num_layers=2)
+    x = torch.randn(T, B, IN)
+    with torch.set_grad_enabled(grad):
+        for _ in range(2):
+            cell(x[0]), layer(x)
+        cell.nonlinearity, layer.mode = "relu", "RNN_RELU"
+        assert cell(x[0]).min() == 0
+        assert layer(x)[0].min() == 0
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_memory_stays_resizable(kind: str, grad: bool) -> None:
+    """FSDP frees the storage of parameters; buffers are filled anew with `out=`."""
+    module = getattr(rt, kind)(IN, H)
+    buffer, state = torch.empty(0), torch.empty(0)
+    lead = () if kind.endswith("Cell") else (1,)
+    with torch.set_grad_enabled(grad):
+        for batch_size in (1, 2, 3):
+            torch.randn(*lead, batch_size, IN, out=buffer)
+            torch.randn(*lead, batch_size, H, out=state)
+            hx = (state, state.clone()) if kind.startswith("LSTM") else state
+            results = flat([module(buffer, hx)])[:1]
+            if grad:
+                results[0].sum().backward()
+    for tensor in (*module.parameters(), results[0].detach()):
+        tensor.untyped_storage().resize_(0)
+
+
+@pytest.mark.parametrize("missing", ["bias_ih", "bias_hh"])
+@pytest.mark.parametrize("kind", ["RNNCell", "LSTMCell", "GRUCell"])
+def test_cells_with_one_bias(kind: str, missing: str) -> None:
+    theirs, ours = getattr(torch.nn, kind)(IN, H), getattr(rt, kind)(IN, H)
+    ours.load_state_dict(theirs.state_dict())
+    setattr(theirs, missing, None), setattr(ours, missing, None)
+    x = torch.randn(B, IN)
+    for a, b in zip(flat([ours(x)]), flat([theirs(x)]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_cells_refuse_other_devices_and_states() -> None:
+    cell, x, h = rt.LSTMCell(IN, H), torch.zeros(IN), torch.zeros(1, H)
+    cell(x)
+    with pytest.raises(RuntimeError, match="not at the same device"):
+        cell(torch.zeros(B, IN, device="meta"))
+    with pytest.raises(RuntimeError, match="1-D"):
+        cell(x, (h, h))
+    with pytest.raises(TypeError, match=r"hx: expected a pair \(h, c\), got tuple"):
+        cell(x, ())
+    with pytest.raises(TypeError, match="lengths: expected a Tensor or numbers, got str"):
+        rt.GRU(IN, H)(torch.zeros(T, B, IN), lengths="a")

@@ -80,6 +80,8 @@ PYBIND11_MODULE(_core, m) {
       },
       "(name, gates, has a cell state, parameters) of every cell.");
 
+  m.def("as_array", &as_array, py::arg("tensor"), py::arg("dtype"), "The memory of a strided CPU tensor of PyTorch.");
+
   py::class_<TensorMemory>(m, "TensorMemory", "Where some of PyTorch's tensors lie, and what is there.")
       .def(py::init<const py::list&>(), py::arg("tensors"))
       .def("holds", &TensorMemory::holds, py::arg("tensors"),

@@ -2,6 +2,8 @@
 // around them, would take longer than the kernels. PyTorch is not linked: its tensors are read through their own methods.
 #include "bindings/tensors.h"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 
 #include "bindings/digest.h"
@@ -124,6 +126,14 @@ class InferenceCall {
 };
 
 }  // namespace
+
+py::array as_array(const py::object& tensor, const py::dtype& dtype) {
+  const auto shape = checked(PyObject_GetAttr(tensor.ptr(), names().shape)).cast<std::vector<py::ssize_t>>();
+  auto strides = checked(PyObject_CallMethodNoArgs(tensor.ptr(), names().stride)).cast<std::vector<py::ssize_t>>();
+  for (py::ssize_t& stride : strides) stride *= dtype.itemsize();
+  void* const data = data_of(tensor);
+  return data ? py::array(dtype, shape, strides, data, tensor) : py::array(dtype, shape);
+}
 
 TensorMemory::TensorMemory(const py::list& tensors) {
   for (const py::handle& tensor : tensors) {

@@ -1,6 +1,7 @@
 // PyTorch's tensors, read through their own methods.
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <vector>
@@ -13,6 +14,10 @@ namespace py = pybind11;
 struct Fresh {
   py::object empty, dtype, device;
 };
+
+// The memory of a strided CPU tensor as an array. Tensor.numpy() would do, but for marking the storage as one that can never
+// be resized again, which FSDP and reused buffers need.
+py::array as_array(const py::object& tensor, const py::dtype& dtype);
 
 // Where some tensors lie, and what is there: how the torch layer knows that packed weights are still those of the module.
 class TensorMemory {

@@ -19,13 +19,11 @@
 #include <stdexcept>
 #include <vector>
 
-// NOLINTBEGIN(bugprone-reserved-identifier): CUDA's names
 #define __global__
 #define __device__
 #define __host__
 #define __shared__ static thread_local
 #define __launch_bounds__(...)
-// NOLINTEND(bugprone-reserved-identifier)
 
 struct dim3 {
   unsigned x, y, z;
@@ -204,7 +202,5 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::func
 
 }  // namespace rnnfast::emulator
 
-// NOLINTBEGIN(bugprone-reserved-identifier)
 inline void __syncthreads() { rnnfast::emulator::Fibre::barrier(rnnfast::emulator::Wait::kBlock); }
 inline void __syncwarp() { rnnfast::emulator::Fibre::barrier(rnnfast::emulator::Wait::kWarp); }
-// NOLINTEND(bugprone-reserved-identifier)

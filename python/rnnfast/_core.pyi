@@ -65,6 +65,9 @@ class Fresh:
 
     def __init__(self, empty: Any, dtype: Any, device: Any) -> None: ...
 
+def as_array(tensor: Any, dtype: Any) -> NDArray[Any]:
+    """The memory of a strided CPU tensor of PyTorch."""
+
 class TensorMemory:
     """Where some of PyTorch's tensors lie, and what is there."""
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from . import _core, _device
 from ._arrays import check_flag, check_int, check_number
-from ._core import Fresh, TensorMemory
+from ._core import Fresh, TensorMemory, as_array
 
 __all__ = [
     "CELLS",
@@ -34,6 +34,7 @@ __all__ = [
     "Packed",
     "Stream",
     "TensorMemory",
+    "as_array",
     "backward",
     "forward",
     "get_num_threads",

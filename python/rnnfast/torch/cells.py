@@ -33,11 +33,15 @@ class Cell(torch.nn.RNNCellBase):
         """The new state, (h,) or (h, c); `state` holds Nones where none was given."""
         h, c = (*state, None)[:2]
         if len(state) == 1 or (h is None) == (c is None):
-            packed = route.packed_for(self._weights(), self._weight_cache, 2, input, h, c)
+            kind = self.cell(), 1, False
+            packed = route.packed_for(kind, self._weights(), self._weight_cache, input, h, c, rank=2)
             short = None if packed is None else kernels.infer_step(packed, input, h, c)
             if short is not None:
                 return short[: len(state)]
         unbatched = input.dim() == 1
+        for s in state:
+            if s is not None and unbatched and s.dim() != 1:
+                raise RuntimeError(f"For unbatched input, hx should also be 1-D but got a {s.dim()}-D tensor")
         x = input.unsqueeze(0) if unbatched else input
         elements = [s.unsqueeze(0) if s is not None and s.dim() == 1 else s for s in state]
         self._check(x, elements)
@@ -73,7 +77,12 @@ class Cell(torch.nn.RNNCellBase):
             weights = [parameters[name] for name in _NAMES]
         except KeyError:  # a parametrisation or a hook computes one
             weights = [getattr(self, name) for name in _NAMES]
-        return weights if weights[2] is not None else weights[:2]
+        biases = [i for i in (2, 3) if weights[i] is not None]
+        if not biases:
+            return weights[:2]
+        for i in {2, 3} - {*biases}:  # torch.nn's step knows a single one
+            weights[i] = torch.zeros_like(weights[biases[0]])
+        return weights
 
     def _cache(self) -> WeightCache:
         if self._weight_cache is None:
@@ -82,6 +91,11 @@ class Cell(torch.nn.RNNCellBase):
 
     def _check(self, x: Tensor, state: list[Any]) -> None:
         """In torch's words."""
+        if x.device != self.weight_ih.device:
+            raise RuntimeError(
+                f"Input and parameter tensors are not at the same device, found input tensor at {x.device} and parameter "
+                f"tensor at {self.weight_ih.device}"
+            )
         autocast = fallback.autocasts(x)
         if x.shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
@@ -146,6 +160,8 @@ class LSTMCell(Cell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         check_rank("LSTMCell", "input", input)
+        if hx is not None and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
+            raise TypeError(f"hx: expected a pair (h, c), got {type(hx).__name__}")
         h, c = (None, None) if hx is None else hx
         check_rank("LSTMCell", "hx[0]", h)
         check_rank("LSTMCell", "hx[1]", c)

@@ -49,8 +49,8 @@ def convert(module: M, report: list[Change] | None = None) -> M:
         Receives a `Change` for every recurrent module found. Without it, what was left is logged as a warning by the
         logger "rnnfast.torch", what was replaced as information.
 
-    Left are modules of other classes (a subclass may have changed what the class does) and those for which there is no
-    kernel, by dtype or device.
+    Left are modules of other classes (a subclass may have changed what the class does), those whose instance has a
+    `forward` of its own, and those for which there is no kernel, by dtype or device.
     """
     return _change(module, OURS, report, _reason_to_leave)
 
@@ -90,6 +90,8 @@ def _change(
 def _reason_to_leave(module: torch.nn.Module) -> str | None:
     if _base(module) not in OURS:
         return None
+    if "forward" in vars(module):
+        return "its forward was replaced, and may call the original one in a way that nobody knows"
     weight = next(iter(module.parameters()))
     return fallback.reason(weight, weight)
 

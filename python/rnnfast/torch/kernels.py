@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import _device, functional
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_ARRAYS = {torch.__dict__[name]: np.dtype(name) for name in ("float32", "float64", "int64", "bool")}
 CUDA_DTYPES = {**DTYPES, torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -80,7 +81,12 @@ def array(tensor: Tensor | None) -> Any:
         tensor = tensor.detach()
     if on_device(tensor):
         return tensor.resolve_neg()
-    return tensor.resolve_neg().numpy() if tensor.is_neg() else tensor.numpy()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    dtype = _ARRAYS.get(tensor.dtype)
+    if dtype is None or not tensor.is_cpu or tensor.layout is not torch.strided:
+        return tensor.numpy()  # which refuses what has no memory
+    return functional.as_array(tensor, dtype)
 
 
 def stack(options: Options, weights: Sequence[Tensor]) -> Any:
@@ -136,8 +142,9 @@ class Ready(NamedTuple):
 
 
 class Known(NamedTuple):
-    """Weights that were seen before."""
+    """Weights that were seen before, in a module of this kind."""
 
+    kind: tuple[str, int, bool]  # cell, layers, bidirectional
     memory: Any  # _core.TensorMemory
     ready: Ready
 
@@ -161,7 +168,7 @@ class WeightCache:
 
     def get(self, options: Options, weights: list[Tensor]) -> Ready:
         known = self._known
-        if known is None or not known.memory.holds(weights):
+        if known is None or known.kind != options[:3] or not known.memory.holds(weights):
             known = self._see(options, weights)
         layers, arrays, _ = known.ready
         # A device's are taken as they are.
@@ -174,16 +181,18 @@ class WeightCache:
             self._digest = digest
         return Ready(layers, arrays, packed[1])
 
-    def unchanged(self, weights: list[Tensor]) -> tuple[Any, Any] | None:
+    def unchanged(self, kind: tuple[str, int, bool], weights: list[Tensor]) -> tuple[Any, Any] | None:
         """The stack and the packed weights of the last `get`, if these are the same tensors with the same bytes."""
         known, packed = self._known, self._packed
-        if known is None or packed is None or packed[0] is not known.ready.layers or not known.memory.holds(weights):
+        if known is None or packed is None or known.kind != kind:
+            return None
+        if packed[0] is not known.ready.layers or not known.memory.holds(weights):
             return None
         return packed if known.memory.digest() == self._digest else None
 
     def _see(self, options: Options, weights: list[Tensor]) -> Known:
         ready = Ready(stack(options, weights), list(map(array, weights)), None)
-        known = Known(functional.TensorMemory(weights), ready)
+        known = Known(options[:3], functional.TensorMemory(weights), ready)
         if all(type(w) is torch.nn.Parameter for w in weights):  # nothing that belongs to a graph is kept
             self._known = known
         return known

@@ -98,7 +98,8 @@ class Layer(torch.nn.RNNBase):
         state = states_of(hx, self.mode == "LSTM")
         if state is None or (self.training and self.dropout and self.num_layers > 1):
             return None
-        packed = route.packed_for(self._weights(), self._weight_cache, 3, x, *state)
+        kind = CELLS[self.mode], self.num_layers, self.bidirectional
+        packed = route.packed_for(kind, self._weights(), self._weight_cache, x, *state)
         outputs = None if packed is None else kernels.infer(packed, x, *state, self.batch_first)
         if outputs is None:
             return None
@@ -272,7 +273,7 @@ def make_extras(x: Tensor, batch_first: bool, lengths: Any, reset: Any) -> Extra
     if lengths is None and reset is None:
         return NO_EXTRAS
     if lengths is not None:
-        lengths = torch.as_tensor(lengths, device=x.device)
+        lengths = as_tensor("lengths", lengths, x)
         if lengths.dtype not in _INTEGERS:
             raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
         batch_size = x.shape[0 if batch_first else 1]
@@ -280,12 +281,20 @@ def make_extras(x: Tensor, batch_first: bool, lengths: Any, reset: Any) -> Extra
             raise ValueError(f"lengths: expected shape [{batch_size}], got {list(lengths.shape)}")
         lengths = lengths.to(torch.int64)
     if reset is not None:
-        reset = torch.as_tensor(reset, device=x.device)
+        reset = as_tensor("reset", reset, x)
         if tuple(reset.shape) != tuple(x.shape[:2]):
             raise ValueError(f"reset: expected shape {list(x.shape[:2])}, got {list(reset.shape)}")
         if reset.dtype is not torch.bool:
             reset = flags(reset)
     return Extras(lengths, reset, None)
+
+
+def as_tensor(name: str, values: Any, x: Tensor) -> Tensor:
+    """On the device of x."""
+    try:
+        return torch.as_tensor(values, device=x.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected a Tensor or numbers, got {type(values).__name__} ({error})") from error
 
 
 def flags(reset: Tensor) -> Tensor:

@@ -53,9 +53,17 @@ def run(
 
 
 def packed_for(
-    weights: list[Tensor], cache: WeightCache | None, rank: int, x: Any, h0: Any, c0: Any
+    kind: tuple[str, int, bool],
+    weights: list[Tensor],
+    cache: WeightCache | None,
+    x: Any,
+    h0: Any,
+    c0: Any,
+    rank: int = 3,
 ) -> tuple[Any, Any] | None:
     """The stack and the packed weights for a call without a graph on plain CPU tensors of `rank`; else None.
+
+    `kind` is what a module may be told to be at any time: cell, layers, bidirectional.
 
     The short way of a loop of single steps: what `run` and its callers look at one by one, in as little Python as it
     takes. It is for weights that an earlier call has packed.
@@ -75,7 +83,7 @@ def packed_for(
             or tensor.is_neg()
         ):
             return None
-    return cache.unchanged(weights)
+    return cache.unchanged(kind, weights)
 
 
 def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
