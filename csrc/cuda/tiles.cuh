@@ -72,6 +72,7 @@ struct FmaTile {
 #ifdef RNNFAST_EMULATE
 template <class T>
 float unpacked(const uint32_t* words, int i) {
+  // NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): they were written as 16-bit values
   return read(T{uint16_t(words[i / 2] >> 16 * (i % 2))});
 }
 template <class T>
