@@ -86,7 +86,8 @@ def array(tensor: Tensor | None) -> Any:
     dtype = _ARRAYS.get(tensor.dtype)
     if dtype is None or not tensor.is_cpu or tensor.layout is not torch.strided:
         return tensor.numpy()  # which refuses what has no memory
-    return functional.as_array(tensor, dtype)
+    # Of a tensor of its own: an output is given a graph later, which leads to the context that keeps this array.
+    return functional.as_array(tensor.detach(), dtype)
 
 
 def stack(options: Options, weights: Sequence[Tensor]) -> Any:
