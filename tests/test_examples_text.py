@@ -269,7 +269,7 @@ def test_outputs_are_checked_first(script, text, tmp_path):
     assert "device" in refused(script, text, "--device", "abacus")
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc, which takes no files even from root")
 @pytest.mark.parametrize(("option", "name"), [("--save", "x"), ("--plot", "x.png")])
 def test_a_folder_that_takes_no_files(script, text, option, name):
     assert "expected a folder that can be written to, got /proc" in refused(script, text, option, f"/proc/{name}")
