@@ -72,8 +72,11 @@ def test_streams(tmp_path: Path) -> None:
         assert abs(row["memory_bytes"]) < 1024
 
 
-@pytest.mark.parametrize("library", ["torch", "rnnfast"])
-def test_mixed_programs_run(library: str) -> None:
+def test_mixed_programs(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    for program in ("model", "blas", "threads"):
-        assert float(run("mixed.py", "--task", json.dumps([program, library, [4, 2, 8], 1]))) > 0
+    target = tmp_path / "mixed.json"
+    run("mixed.py", "--seconds", "0.01", "--repeats", "1", "--shape", "4,2,8", "--json", str(target))
+    rows = json.loads(target.read_text())["rows"]
+    assert [row["program"] for row in rows] == ["model", "blas", "two processes", "threads"]
+    for row in rows:
+        assert row["torch_s"] > 0 < row["rnnfast_s"]

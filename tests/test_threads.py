@@ -204,6 +204,30 @@ print("ok")
     assert run_python(code, timeout=120) == "ok\n"
 
 
+IDLE = """
+import os, sys, time
+before = dict(os.environ)
+import numpy as np, rnnfast
+assert dict(os.environ) == before
+rnnfast.set_num_threads(2)
+lstm, x = rnnfast.LSTM(64, 128, seed=0).eval(), np.zeros((50, 32, 64), np.float32)
+def spun():  # seconds of processor time that another thread takes once a call has ended
+    lstm(x)
+    begin = time.process_time()
+    time.sleep(0.05)
+    return time.process_time() - begin
+print(sorted(spun() for _ in range(9))[4] < 0.002)
+"""
+
+
+def test_idle_threads_sleep_soon(run_python: RunPython) -> None:
+    """Within about half a millisecond, unless the user wants otherwise; the runtime's own default is some 8 ms."""
+    unsaid = {"GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": None}
+    assert run_python(IDLE, **unsaid) == "True\n"
+    assert run_python(IDLE, **{**unsaid, "GOMP_SPINCOUNT": "100000000"}) == "False\n"
+    assert run_python(IDLE, **{**unsaid, "OMP_WAIT_POLICY": "active"}) == "False\n"
+
+
 # ---- layers at once --------------------------------------------------------------------------------------------------
 
 STACKS: dict[str, dict[str, Any]] = {

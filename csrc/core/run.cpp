@@ -289,7 +289,7 @@ class Builder {
     int64_t sequences = 0;
     for (const SlicePlan& slice : plan_.slice) sequences = std::max(sequences, slice.schedule.sequences);
     const int64_t rows = std::max({plan_.row_chunk, plan_.chunk * sequences, sequences});
-    const int64_t used = (32 * 16 + plan_.row_chunk * 4 * lanes_) * sizeof(T) + rows * 8 + sequences * 9 + 5 * 64;
+    const int64_t used = (32 * 16 + plan_.row_chunk * 4 * lanes_) * sizeof(T) + rows * 8 + sequences * 17 + 6 * 64;
     return round_up(used, 64) + 4096;  // a page between threads, whose tiles begin on a cache line
   }
 

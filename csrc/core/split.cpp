@@ -1,5 +1,7 @@
 #include "core/split.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -10,14 +12,23 @@ namespace {
 
 // Round figures of a current core, fitted to the measurements of bench/splits.py. They need not be exact, only to rank the
 // choices.
-constexpr double kFlopsPerMicrosecond = 1.05e5;      // fused multiply-adds in float32, as the kernels reach it
-constexpr double kNear = 512 << 10;                  // bytes of weights that stay in a core's second-level cache
-constexpr double kNearBytes = 9e4, kFarBytes = 5e4;  // read in a microsecond, from there or from beyond
-constexpr double kCell = 0.012;                      // microseconds for a vector of units and a gate: the activations
+constexpr double kFlopsPerMicrosecond = 1.05e5;   // fused multiply-adds in float32, as the kernels reach it
+constexpr double kHalf = 1 / 2., kMost = 7 / 8.;  // parts of a core's second-level cache that weights may take
+constexpr double kNearBytes = 9e4, kFullBytes = 6e4, kFarBytes = 5e4;  // read in a microsecond: up to those, and beyond
+constexpr double kCell = 0.012;  // microseconds for a vector of units and a gate: the activations
 constexpr double kStep = 0.15, kBarrier = 0.4, kRegion = 5;  // of a step; of entering a parallel region
 constexpr double kShared = 1.06;                             // two threads at once are slower than one at a time
 constexpr double kWorthwhile = 0.95;                         // more threads must bring so much
 constexpr double kTrainingWork = 3, kTrainingWaits = 2;      // forward and backward, as multiples of forward
+
+// Of a core's second-level cache.
+double cache_bytes() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return double(bytes);
+#endif
+  return 1 << 20;
+}
 
 // One layer and direction.
 class Work {
@@ -31,13 +42,16 @@ class Work {
 
   // Microseconds of a step of `rows` sequences for one of `parts` threads that share the hidden units.
   double step(double rows, double parts) const {
-    const double own = recurrent_ / parts, input = product(rows, input_ / parts);
-    const double recurrent =
-        own > kNear ? product(rows, own) + own / kFarBytes : std::max(product(rows, own), own / kNearBytes);
-    return kStep + input + recurrent + cell_ * rows / parts;
+    return kStep + product(rows, input_ / parts) + recurrent(rows, recurrent_ / parts) + cell_ * rows / parts;
   }
 
  private:
+  // Weights that come from beyond the second level are waited for.
+  static double recurrent(double rows, double bytes) {
+    const double computing = product(rows, bytes), cache = cache_bytes();
+    if (bytes > kMost * cache) return computing + bytes / kFarBytes;
+    return std::max(computing, bytes / (bytes > kHalf * cache ? kFullBytes : kNearBytes));
+  }
   // Two operations for each weight; double takes twice as long, as its bytes say.
   static double product(double rows, double bytes) { return 2 * rows * bytes / 4 / kFlopsPerMicrosecond; }
 

@@ -94,9 +94,8 @@ class BackwardItem {
   void step(int64_t t, int64_t chunk_begin) {
     const int64_t rows = active(schedule_, t), from = later_ == kNone ? 0 : active(schedule_, later_);
     mark_cuts(later_, from);
-    for (int64_t i = 0; i < rows; ++i) scratch_.h_rows[i] = previous_h(item_, t, i);
-    if (Cell::kCellState)
-      for (int64_t i = 0; i < rows; ++i) scratch_.c_rows[i] = previous_cell_row(item_, window_, t, i);
+    if (Cell::kReadsPreviousH) previous_h_rows(item_, t, {0, rows}, scratch_.h_rows);
+    if (Cell::kCellState) previous_cell_rows(item_, window_, t, rows, scratch_.c_rows);
     raw_row0_ = offset(schedule_, t) - offset(schedule_, chunk_begin);
     grad_h(t, rows, from);
     if constexpr (Cell::kCellState)
@@ -119,7 +118,42 @@ class BackwardItem {
   }
 
   void mark_cuts(int64_t later, int64_t from) {
-    for (int64_t i = 0; i < from; ++i) scratch_.cut[i] = is_cut(item_, later, i);
+    for (int64_t i = 0; item_.reset.data && i < from; ++i) scratch_.cut[i] = is_cut(item_, later, i);
+  }
+  RNNFAST_FN bool cut(int64_t i) const { return item_.reset.data && scratch_.cut[i]; }
+
+  // One block at one step: where its rows lie, from that of sequence 0 on. By value: as far as the compiler knows, a stored
+  // vector may change any member, and each address would be made anew for each row.
+  struct Place {
+    int64_t block, lanes;  // the lanes of the output
+    T *slots, *carry_h, *carry_c;
+    const T *cells, *c, *grad_out;  // cells: all rows of the block
+    const T* const* h_rows;
+    const int64_t* c_rows;
+    const int32_t* order;
+    int64_t grad_out_stride, first_sequence;
+    const uint8_t* cut;  // null: none is
+    bool more;           // gradients of states, or a record of dL/dh
+  };
+  RNNFAST_FN Place place(int64_t t, int64_t block) const {
+    const int64_t carried = block * schedule_.sequences * W;
+    Place p{};
+    p.block = block, p.lanes = Blocks<T>::lanes(item_.P, block);
+    p.carry_h = item_.carry_h + carried;
+    p.h_rows = scratch_.h_rows, p.c_rows = scratch_.c_rows;
+    p.order = schedule_.order, p.first_sequence = schedule_.first;
+    p.cut = item_.reset.data ? scratch_.cut : nullptr;
+    p.more = item_.grad_h_all.data || item_.grad_c_all.data || item_.record_h.data;
+    if (t == kNone) return p;
+    p.slots = slot_of<Cell>(item_, block, kept_row(item_, window_, t, 0));
+    if (item_.grad_out.data)
+      p.grad_out = at(item_.grad_out, t, 0) + block * W, p.grad_out_stride = item_.grad_out.b_stride;
+    if constexpr (Cell::kCellState) {
+      p.carry_c = item_.carry_c + carried;
+      p.cells = item_.cells + block * item_.cell_rows * W;
+      p.c = p.cells + cell_row(item_, window_, t, 0) * W;
+    }
+    return p;
   }
 
   // dL/dh of every sequence that runs at t or ran at `later`, for this thread's blocks.
@@ -130,61 +164,64 @@ class BackwardItem {
       for_panels<1>(me_.out_blocks, from, [&]<int MR, int U>(int64_t row, int64_t block) {
         const T* gates = slot_of<Cell>(item_, 0, later_row_ + row) + Cell::kRecurrent * W;
         gates_tile<T, MR, U>(scratch_.tile, gates, operand, item_.w_hh_rows + block * w_stride, w_stride);
-        grad_h_tile(t, rows, from, row, MR, block, U);
+        for (int u = 0; u < U; ++u)
+          grad_h_rows(t, rows, from, {row, row + MR}, block + u, scratch_.tile + u * W, U * W);
       });
-    for (int64_t block = me_.out_blocks.begin; block < me_.out_blocks.end; ++block)
-      for (int64_t i = from; i < rows; ++i) receive(t, from, i, block, carry(item_.carry_h, i, block));
+    for (int64_t block = me_.out_blocks.begin; from < rows && block < me_.out_blocks.end; ++block) {
+      const Place p = place(t, block);
+      for (int64_t i = from; i < rows; ++i) receive(p, t, from, i, V::load(p.carry_h + i * W));
+    }
   }
 
-  // Adds what reaches h beside the recurrent product. Sequences whose first step was the later one are done: theirs stays
-  // in the carry, for h0.
-  __attribute__((noinline)) void grad_h_tile(int64_t t, int64_t rows, int64_t from, int64_t row, int count,
-                                             int64_t block, int width) {
-    for (int m = 0; m < count; ++m)
-      for (int u = 0; u < width; ++u) {
-        V dh = V::load(scratch_.tile + (m * width + u) * W) + carry(item_.carry_h, row + m, block + u);
-        if (scratch_.cut[row + m]) divert(item_.carry_reset_h, row + m, block + u, dh);
-        if (row + m < rows)
-          receive(t, from, row + m, block + u, dh);
-        else
-          dh.store(carry_address(item_.carry_h, row + m, block + u));
-      }
+  // Adds what reaches h beside the recurrent product, whose rows lie `stride` apart. Sequences whose first step was the later
+  // one are done: theirs goes to the carry, for h0.
+  __attribute__((noinline)) void grad_h_rows(int64_t t, int64_t rows, int64_t from, Range tile, int64_t block,
+                                             const T* product, int64_t stride) const {
+    const Place p = place(t, block);
+    for (int64_t i = tile.begin; i < tile.end; ++i, product += stride) {
+      V dh = V::load(product);
+      if constexpr (Cell::kReadsPreviousH) dh = dh + V::load(p.carry_h + i * W);
+      if (p.cut && p.cut[i]) divert(item_.carry_reset_h, i, block, dh);
+      if (i < rows)
+        receive(p, t, from, i, dh);
+      else
+        dh.store(p.carry_h + i * W);
+    }
   }
 
   // dL/dh_t is complete once the caller's gradients are added: the adjoint follows, or the projection's.
-  RNNFAST_FN void receive(int64_t t, int64_t from, int64_t i, int64_t block, V dh) {
-    V(T(0)).store(carry_address(item_.carry_h, i, block));
-    const int64_t b = batch_index(schedule_, i), lanes = Blocks<T>::lanes(item_.P, block);
-    if (item_.grad_out.data) dh = dh + load_lanes(at(item_.grad_out, t, b) + block * W, lanes);
-    if (item_.grad_h_all.data) dh = dh + load_lanes(at(item_.grad_h_all, t, b) + block * W, lanes);
-    if (item_.record_h.data) store_lanes(dh, at(item_.record_h, t, b) + block * W, lanes);
-    if (item_.projected)
-      store_lanes(dh, item_.grad_raw + (raw_row0_ + i) * item_.P + block * W, lanes);
-    else
-      adjoint(t, from, i, block, dh);
+  RNNFAST_FN void receive(const Place& p, int64_t t, int64_t from, int64_t i, V dh) const {
+    const int64_t b = p.order ? p.order[i] : p.first_sequence + i;
+    if (p.grad_out) dh = dh + load_lanes(p.grad_out + b * p.grad_out_stride, p.lanes);
+    if (p.more) {
+      if (item_.grad_h_all.data) dh = dh + load_lanes(at(item_.grad_h_all, t, b) + p.block * W, p.lanes);
+      if (item_.record_h.data) store_lanes(dh, at(item_.record_h, t, b) + p.block * W, p.lanes);
+    }
+    if constexpr (Cell::kCellState)
+      if (item_.projected) return store_lanes(dh, item_.grad_raw + (raw_row0_ + i) * item_.P + p.block * W, p.lanes);
+    adjoint(p, t, from, i, dh);
   }
 
-  RNNFAST_FN void adjoint(int64_t t, int64_t from, int64_t i, int64_t block, V dh) {
-    T* slot = slot_of<Cell>(item_, block, kept_row(item_, window_, t, i));
-    const int64_t lanes = Blocks<T>::lanes(item_.H, block);
+  RNNFAST_FN void adjoint(const Place& p, int64_t t, int64_t from, int64_t i, V dh) const {
+    T* slot = p.slots + i * S * W;
     V s[S], h_prev, c_prev, c, dc, dh_prev;
     RNNFAST_UNROLL
       for (int g = 0; g < S; ++g) s[g] = V::load(slot + g * W);
-    if constexpr (Cell::kReadsPreviousH) h_prev = load_lanes(scratch_.h_rows[i] + block * W, lanes);
+    if constexpr (Cell::kReadsPreviousH) h_prev = load_lanes(p.h_rows[i] + p.block * W, p.lanes);
     if constexpr (Cell::kCellState) {
-      const T* cells = item_.cells + block * item_.cell_rows * W;
-      c_prev = V::load(cells + scratch_.c_rows[i] * W);
-      c = V::load(cells + cell_row(item_, window_, t, i) * W);
-      dc = carry(item_.carry_c, i, block);
-      if (i < from && scratch_.cut[i]) divert(item_.carry_reset_c, i, block, dc);
-      if (item_.grad_c_all.data)
-        dc = dc + load_lanes(at(item_.grad_c_all, t, batch_index(schedule_, i)) + block * W, lanes);
+      c_prev = V::load(p.cells + p.c_rows[i] * W);
+      c = V::load(p.c + i * W);
+      dc = V::load(p.carry_c + i * W);
+      if (p.cut && i < from && p.cut[i]) divert(item_.carry_reset_c, i, p.block, dc);
+      if (p.more && item_.grad_c_all.data)
+        dc = dc + load_lanes(at(item_.grad_c_all, t, batch_index(schedule_, i)) + p.block * W,
+                             Blocks<T>::lanes(item_.H, p.block));
     }
     cell_.backward(s, h_prev, c_prev, c, dh, dc, dh_prev);
     RNNFAST_UNROLL
       for (int g = 0; g < S; ++g) s[g].store(slot + g * W);
-    if constexpr (Cell::kCellState) dc.store(carry_address(item_.carry_c, i, block));
-    if constexpr (Cell::kReadsPreviousH) dh_prev.store(carry_address(item_.carry_h, i, block));
+    if constexpr (Cell::kCellState) dc.store(p.carry_c + i * W);
+    if constexpr (Cell::kReadsPreviousH) dh_prev.store(p.carry_h + i * W);
   }
 
   // With a projection, d(o tanh c) = W_hr^T dh, then the adjoint.
@@ -195,22 +232,21 @@ class BackwardItem {
       const T* a[MR];
       for (int m = 0; m < MR; ++m) a[m] = grads + (row + m) * item_.P;
       rows_tile<T, MR, U>(scratch_.tile, a, item_.P, item_.w_hr_rows + block * w_stride, w_stride);
-      adjoint_tile(t, from, row, MR, block, U);
+      for (int u = 0; u < U; ++u) adjoint_rows(t, from, {row, row + MR}, block + u, scratch_.tile + u * W, U * W);
     });
   }
 
-  __attribute__((noinline)) void adjoint_tile(int64_t t, int64_t from, int64_t row, int count, int64_t block,
-                                              int width) {
-    for (int m = 0; m < count; ++m)
-      for (int u = 0; u < width; ++u)
-        adjoint(t, from, row + m, block + u, V::load(scratch_.tile + (m * width + u) * W));
+  __attribute__((noinline)) void adjoint_rows(int64_t t, int64_t from, Range tile, int64_t block, const T* dh,
+                                              int64_t stride) const {
+    const Place p = place(t, block);
+    for (int64_t i = tile.begin; i < tile.end; ++i, dh += stride) adjoint(p, t, from, i, V::load(dh));
   }
 
   // Sequences that ran at the later step but not at this one have their dL/dc0; a cut there sends it to the reset state.
   void end_cells(int64_t rows, int64_t from) {
     if (!Cell::kCellState) return;
     for (int64_t i = rows; i < from; ++i) {
-      if (!scratch_.cut[i]) continue;
+      if (!cut(i)) continue;
       for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block) {
         V dc = carry(item_.carry_c, i, block);
         divert(item_.carry_reset_c, i, block, dc);

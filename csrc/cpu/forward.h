@@ -2,7 +2,7 @@
 //
 // Each thread owns a range of hidden blocks for all steps and all rows. For a chunk of steps it makes the input products
 // of its blocks; then, step by step, a register tile starts from those, adds the recurrent product, applies the cell and
-// writes c and h once. Threads of a group meet at one barrier a step (two with a projection).
+// writes c and h once. The products of a few inputs are made in that tile instead. Threads of a group meet at one barrier a step (two with a projection).
 #pragma once
 
 #include "cpu/microkernel.h"
@@ -11,12 +11,14 @@
 RNNFAST_BEGIN
 
 constexpr int64_t kPanelsInCache = 1 << 20;  // weights of a thread that stay in its second-level cache
+constexpr int64_t kFewInputs = 8;            // whose product costs less than to store it and to load it again
 
 // What one step needs, beside the item.
 template <class T>
 struct Step {
   int64_t t, rows;
   const T* const* h_prev;  // [rows]
+  const T* const* x;       // [rows]; null: the slots hold the input products
   const int64_t* c_prev;   // [rows] rows of item.cells
   T* slots;                // of row 0 in block 0
   int64_t slot_stride;     // between blocks
@@ -70,20 +72,29 @@ RNNFAST_FN void product(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_
   accumulate(tile, a, K, w, w_stride);
 }
 
-// slots[0, kGates) = bias + W_ih x for MR rows of U blocks; slots that only the recurrent product feeds get their bias.
+// bias + W_ih x for MR rows of U blocks: the slots [0, kGates).
+template <class Cell, class T, int MR, int U>
+RNNFAST_FN void input_product(const Item<T>& item, Tile<T, MR, U, Cell::kGates>& tile, const T* const* x_rows,
+                              int64_t block, Ahead<T> ahead) {
+  constexpr int W = Vec<T>::kLanes, G = Cell::kGates;
+  const T* a[MR];
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m) a[m] = x_rows[m];
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m)
+      load_vectors<T, U, G>(tile.acc[m], item.bias + block * Cell::kSlots * W, Cell::kSlots * W);
+  const int64_t w_stride = item.I * G * W;
+  product(tile, a, item.I, item.w_ih + block * w_stride, w_stride, ahead);
+}
+
+// The slots before the recurrent product; those that only it feeds get their bias.
 template <class Cell, class T, int MR, int U>
 void input_tile(const Item<T>& item, const T* const* x_rows, int64_t row, int64_t block, Ahead<T> ahead) {
   using V = Vec<T>;
   constexpr int W = V::kLanes, G = Cell::kGates;
   Tile<T, MR, U, G> tile;
-  const T* a[MR];
-  RNNFAST_UNROLL
-    for (int m = 0; m < MR; ++m) a[m] = x_rows[m];
+  input_product<Cell>(item, tile, x_rows, block, ahead);
   const T* bias = item.bias + block * Cell::kSlots * W;
-  RNNFAST_UNROLL
-    for (int m = 0; m < MR; ++m) load_vectors<T, U, G>(tile.acc[m], bias, Cell::kSlots * W);
-  const int64_t w_stride = item.I * G * W;
-  product(tile, a, item.I, item.w_ih + block * w_stride, w_stride, ahead);
   RNNFAST_UNROLL
     for (int u = 0; u < U; ++u)
       RNNFAST_UNROLL
@@ -96,21 +107,54 @@ void input_tile(const Item<T>& item, const T* const* x_rows, int64_t row, int64_
         }
 }
 
+// What the recurrent product is added to, in the tile, and the slots that it does not feed: loaded, or made here.
+template <class Cell, class T, int MR, int U>
+RNNFAST_FN void start_tile(const Item<T>& item, const Step<T>& step, int64_t i, int64_t block,
+                           Tile<T, MR, U, Cell::kGates>& tile, Vec<T> (&slots)[MR][U][Cell::kSlots]) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes, G = Cell::kGates, R = Cell::kRecurrent, S = Cell::kSlots;
+  if (!step.x) {
+    const T* kept = step.slots + block * step.slot_stride + i * S * W;
+    RNNFAST_UNROLL
+      for (int m = 0; m < MR; ++m) {
+        load_vectors<T, U, G>(tile.acc[m], kept + (m * S + R) * W, step.slot_stride);
+        RNNFAST_UNROLL
+          for (int u = 0; u < U; ++u)
+            RNNFAST_UNROLL
+              for (int s = 0; s < R; ++s) slots[m][u][s] = V::load(kept + u * step.slot_stride + (m * S + s) * W);
+      }
+    return;
+  }
+  Tile<T, MR, U, G> input;
+  input_product<Cell>(item, input, step.x + i, block, Ahead<T>{nullptr, nullptr});
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m)
+      RNNFAST_UNROLL
+        for (int u = 0; u < U; ++u) {
+          RNNFAST_UNROLL
+            for (int s = 0; s < R; ++s) slots[m][u][s] = input.acc[m][u * G + s];
+          RNNFAST_UNROLL
+            for (int g = 0; g < G; ++g)
+              tile.acc[m][u * G + g] =
+                  R + g < G ? input.acc[m][u * G + (R + g) % G] : V::load(item.bias + ((block + u) * S + R + g) * W);
+        }
+}
+
 // The step itself for MR rows of U blocks: recurrent product, cell, c and h.
 template <class Cell, class T, int MR, int U>
 void cell_tile(const Item<T>& item, const Cell& cell, const Step<T>& step, int64_t i, int64_t block, Ahead<T> ahead) {
   using V = Vec<T>;
   constexpr int W = V::kLanes, G = Cell::kGates, R = Cell::kRecurrent, S = Cell::kSlots;
   Tile<T, MR, U, G> tile;
+  V started[MR][U][S];
+  start_tile<Cell>(item, step, i, block, tile, started);
   const T* a[MR];
   RNNFAST_UNROLL
     for (int m = 0; m < MR; ++m) a[m] = step.h_prev[i + m];
-  T* slots = step.slots + block * step.slot_stride + i * S * W;
-  RNNFAST_UNROLL
-    for (int m = 0; m < MR; ++m) load_vectors<T, U, G>(tile.acc[m], slots + (m * S + R) * W, step.slot_stride);
   const int64_t w_stride = item.P * G * W;
   product(tile, a, item.P, item.w_hh + block * w_stride, w_stride, ahead);
 
+  T* slots = step.slots + block * step.slot_stride + i * S * W;
   RNNFAST_UNROLL
     for (int u = 0; u < U; ++u) {
       const int64_t lanes = Blocks<T>::lanes(item.H, block + u);
@@ -120,7 +164,7 @@ void cell_tile(const Item<T>& item, const Cell& cell, const Step<T>& step, int64
         for (int m = 0; m < MR; ++m) {
           V c_prev, *s = gates[m];
           RNNFAST_UNROLL
-            for (int g = 0; g < R; ++g) s[g] = V::load(slots + u * step.slot_stride + (m * S + g) * W);
+            for (int g = 0; g < R; ++g) s[g] = started[m][u][g];
           RNNFAST_UNROLL
             for (int g = 0; g < G; ++g) s[R + g] = tile.acc[m][u * G + g];
           if constexpr (Cell::kCellState) c_prev = V::load(cells + step.c_prev[i + m] * W);
@@ -221,7 +265,7 @@ class ForwardItem {
       if (item_.checkpoints && starts_segment(begin, end)) checkpoint(begin / item_.segment, true);
       slots_row0_ = item_.keep ? 0 : offset(schedule_, begin);
       me_.wait_for_input(end);
-      input_products(begin, end);
+      if (!few_inputs()) input_products(begin, end);
       for_steps(item_, begin, end, false, [&](int64_t t) { step(t); });
       me_.have_done(end);
     });
@@ -236,12 +280,14 @@ class ForwardItem {
     window_ = window;
     slots_row0_ = window.row0;
     for_pieces(item_, window.begin, window.end, item_.chunk, false, [&](int64_t begin, int64_t end) {
-      input_products(begin, end);
+      if (!few_inputs()) input_products(begin, end);
       for_steps(item_, begin, end, false, [&](int64_t t) { cells(t, false); });
     });
   }
 
  private:
+  bool few_inputs() const { return item_.I <= kFewInputs; }
+
   bool starts_segment(int64_t begin, int64_t end) const {
     return item_.reverse ? end % item_.segment == 0 || end == schedule_.steps : begin % item_.segment == 0;
   }
@@ -275,8 +321,7 @@ class ForwardItem {
     const T** rows = scratch_.h_rows;
     const int64_t row0 = offset(schedule_, begin);
     for (int64_t t = begin; t < end; ++t)
-      for (int64_t i = 0; i < active(schedule_, t); ++i)
-        rows[offset(schedule_, t) - row0 + i] = at(item_.x, t, batch_index(schedule_, i));
+      input_rows(item_, t, {0, active(schedule_, t)}, rows + offset(schedule_, t) - row0);
     const int64_t count = offset(schedule_, end) - row0;
     for_panels<Cell::kGates>(me_.blocks, count, [&]<int MR, int U>(int64_t row, int64_t block) {
       const auto ahead =
@@ -300,12 +345,13 @@ class ForwardItem {
   // The tiles of one step.
   void cells(int64_t t, bool write_h) {
     const int64_t rows = active(schedule_, t);
-    for (int64_t i = 0; i < rows; ++i) scratch_.h_rows[i] = previous_h(item_, t, i);
-    if (Cell::kCellState)
-      for (int64_t i = 0; i < rows; ++i) scratch_.c_rows[i] = previous_cell_row(item_, window_, t, i);
+    previous_h_rows(item_, t, {0, rows}, scratch_.h_rows);
+    if (Cell::kCellState) previous_cell_rows(item_, window_, t, rows, scratch_.c_rows);
+    if (few_inputs()) input_rows(item_, t, {0, rows}, scratch_.x_rows);
     const Step<T> step{t,
                        rows,
                        scratch_.h_rows,
+                       few_inputs() ? scratch_.x_rows : nullptr,
                        scratch_.c_rows,
                        slot_of<Cell>(item_, 0, offset(schedule_, t) - slots_row0_),
                        item_.slot_rows * Cell::kSlots * W,

@@ -207,9 +207,10 @@ class WeightGradient {
     const Schedule& schedule = item_.schedule;
     for (int64_t r = rows.begin, t = rows.t; r < rows.end; ++t) {
       const int64_t row0 = offset(schedule, t), stop = least(rows.end, row0 + active(schedule, t));
-      for (; r < stop; ++r)
-        scratch_.h_rows[r - rows.begin] =
-            recurrent ? previous_h(item_, t, r - row0) : at(item_.x, t, batch_index(schedule, r - row0));
+      const T** target = scratch_.h_rows + (r - rows.begin);
+      const Range sequences{r - row0, stop - row0};
+      recurrent ? previous_h_rows(item_, t, sequences, target) : input_rows(item_, t, sequences, target);
+      r = most(r, stop);
     }
   }
 

@@ -91,10 +91,46 @@ RNNFAST_FN int64_t previous_cell_row(const Item<T>& item, const Window& window, 
   return cell_row(item, window, before, i);
 }
 
+// Where x of some sequences at step t lies.
+template <class T>
+RNNFAST_FN void input_rows(const Item<T>& item, int64_t t, Range sequences, const T** rows) {
+  for (int64_t i = sequences.begin; i < sequences.end; ++i) *rows++ = at(item.x, t, batch_index(item.schedule, i));
+}
+
+// Does every sequence's step before t lie one row below the other, at the same step?
+template <class T>
+RNNFAST_FN bool has_even_past(const Item<T>& item, int64_t t) {
+  const int64_t before = item.reverse ? t + 1 : t - 1;
+  return !item.reset.data && !item.schedule.order && before >= 0 && before < item.schedule.steps;
+}
+
+// previous_h of some sequences.
+template <class T>
+RNNFAST_FN void previous_h_rows(const Item<T>& item, int64_t t, Range sequences, const T** rows) {
+  if (has_even_past(item, t)) {
+    const T* row = previous_h(item, t, sequences.begin);
+    for (int64_t i = sequences.begin; i < sequences.end; ++i, row += item.out.b_stride) *rows++ = row;
+  } else {
+    for (int64_t i = sequences.begin; i < sequences.end; ++i) *rows++ = previous_h(item, t, i);
+  }
+}
+
+// previous_cell_row of the first `count` sequences.
+template <class T>
+RNNFAST_FN void previous_cell_rows(const Item<T>& item, const Window& window, int64_t t, int64_t count, int64_t* rows) {
+  if (has_even_past(item, t)) {
+    const int64_t first = previous_cell_row(item, window, t, 0);
+    for (int64_t i = 0; i < count; ++i) rows[i] = first + i;
+  } else {
+    for (int64_t i = 0; i < count; ++i) rows[i] = previous_cell_row(item, window, t, i);
+  }
+}
+
 // One thread's private memory, carved from the network's scratch.
 template <class T>
 struct Scratch {
   const T** h_rows;  // [rows of a step, or of a chunk]
+  const T** x_rows;  // [sequences]
   int64_t* c_rows;   // [sequences]
   uint8_t* cut;      // [sequences]
   T* tile;           // one register tile
@@ -105,6 +141,7 @@ struct Scratch {
     tile = take<T>(p, kTileValues);
     panel = take<T>(p, net.row_chunk * kPanelVectors * Vec<T>::kLanes);
     h_rows = take<const T*>(p, rows);
+    x_rows = take<const T*>(p, sequences);
     c_rows = take<int64_t>(p, sequences);
     cut = take<uint8_t>(p, sequences);
   }

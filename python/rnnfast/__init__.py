@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from . import _engine as _engine  # first: it sets what the engine reads when it is loaded
 from . import functional, init, optim, reference
 from ._core import version as __version__
 from ._strict import set_strict
