@@ -83,6 +83,8 @@ class Module:
         if "_modules" not in self.__dict__:
             raise RuntimeError(f"{name}: expected super().__init__() before it is assigned, got {type(self).__name__}")
         kind = Parameter if isinstance(value, Parameter) else Module if isinstance(value, Module) else None
+        if kind is None and name not in self._parameters and name not in self._modules:
+            return object.__setattr__(self, name, value)
         registries: dict[Any, dict[str, Any]] = {Parameter: self._parameters, Module: self._modules}
         for key, registry in registries.items():
             if key is kind:

@@ -171,8 +171,29 @@ def _word(name: str, value: Any) -> int:
     return number
 
 
+_known_stacks: dict[tuple[Any, ...], Any] = {}  # by what `_check_stack` reads
+
+
 def _stack_for(cell: str, weights: Any, num_layers: Any, bidirectional: Any, given: dict[str, Any]) -> Any:
-    """The configuration, its sizes read off the first weights; the engine checks all others against it."""
+    """The configuration, its sizes read off the first weights; the engine checks all others against it.
+
+    What a call before had the same of is not looked at again: for small layers that would take longer than the kernels.
+    """
+    plain = type(cell) is str and type(num_layers) is int and type(bidirectional) is bool and not given
+    arrays = type(weights) is list and len(weights) > 1 and all(type(w) is np.ndarray for w in weights[:5])
+    if not (plain and arrays):
+        return _check_stack(cell, weights, num_layers, bidirectional, given)
+    shapes = [w.shape for w in weights[:5]]
+    key = (cell, num_layers, bidirectional, len(weights), weights[0].dtype, *shapes)
+    found = _known_stacks.get(key)
+    if found is None:
+        if len(_known_stacks) >= 256:
+            _known_stacks.clear()
+        found = _known_stacks[key] = _check_stack(cell, weights, num_layers, bidirectional, given)
+    return found
+
+
+def _check_stack(cell: str, weights: Any, num_layers: Any, bidirectional: Any, given: dict[str, Any]) -> Any:
     info = _cell_info(cell)
     layers, directions = _count("num_layers", num_layers), 2 if check_flag("bidirectional", bidirectional) else 1
     if not isinstance(weights, Sequence) or len(weights) < 2:

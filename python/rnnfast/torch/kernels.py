@@ -77,8 +77,7 @@ def array(tensor: Tensor | None) -> Any:
     """The tensor's own memory, as the engine of its device takes it."""
     if tensor is None:
         return None
-    if tensor.requires_grad:
-        tensor = tensor.detach()
+    tensor = tensor.detach()  # an output too: its graph, made later, leads to the context that keeps this array
     if on_device(tensor):
         return tensor.resolve_neg()
     if tensor.is_neg():
@@ -86,8 +85,7 @@ def array(tensor: Tensor | None) -> Any:
     dtype = _ARRAYS.get(tensor.dtype)
     if dtype is None or not tensor.is_cpu or tensor.layout is not torch.strided:
         return tensor.numpy()  # which refuses what has no memory
-    # Of a tensor of its own: an output is given a graph later, which leads to the context that keeps this array.
-    return functional.as_array(tensor.detach(), dtype)
+    return functional.as_array(tensor, dtype)
 
 
 def stack(options: Options, weights: Sequence[Tensor]) -> Any:
