@@ -19,6 +19,7 @@ constexpr double kCell = 0.012;  // microseconds for a vector of units and a gat
 constexpr double kStep = 0.15, kBarrier = 0.4, kRegion = 5;  // of a step; of entering a parallel region
 constexpr double kShared = 1.06;                             // two threads at once are slower than one at a time
 constexpr double kWorthwhile = 0.95;                         // more threads must bring so much
+constexpr double kSharedRows = 6;                            // as in cpu/forward.h
 constexpr double kTrainingWork = 3, kTrainingWaits = 2;      // forward and backward, as multiples of forward
 
 // Of a core's second-level cache.
@@ -81,7 +82,10 @@ class Model {
     return entering() + at_once() * over_layers([&](const Work& layer) { return rounds * layer.step(rows, 1); });
   }
   double hidden(int64_t threads) const {
-    const double blocks = std::ceil(double(config_.hidden_size) / lanes_), parts = blocks / std::ceil(blocks / threads);
+    // Forward, the blocks that are left over are shared by rows; backward, whoever has one more is waited for.
+    const double blocks = std::ceil(double(config_.hidden_size) / lanes_),
+                 uneven = blocks / std::ceil(blocks / threads);
+    const double parts = work_ > 1 || batch_ < kSharedRows * threads ? uneven : double(threads);
     const double barriers = waits_ * steps_ * kBarrier * config_.num_layers;
     return entering() + barriers +
            at_once() * over_layers([&](const Work& layer) { return layer.step(batch_, parts); });

@@ -11,7 +11,8 @@
 RNNFAST_BEGIN
 
 constexpr int64_t kPanelsInCache = 1 << 20;  // weights of a thread that stay in its second-level cache
-constexpr int64_t kFewInputs = 8;            // whose product costs less than to store it and to load it again
+constexpr int64_t kSharedRows = 6;  // of a thread at least, where threads share a block: no tile gets smaller sums
+constexpr int64_t kFewInputs = 8;   // whose product costs less than to store it and to load it again
 
 // What one step needs, beside the item.
 template <class T>
@@ -303,18 +304,40 @@ class ForwardItem {
     }
   }
 
+  // What of all blocks and sequences is this thread's: whole blocks, and rows of those that are left where the threads do
+  // not divide them. Whoever asks for the states of every step, or has ends and cuts within a batch, gets whole blocks.
+  struct Portion {
+    Range blocks, shared, sequences;
+  };
+  Portion portion() const {
+    const int64_t blocks = Blocks<T>::count(item_.H), left = blocks % me_.size(), B = schedule_.sequences;
+    const bool plain = !schedule_.order && !item_.reset.data && !item_.projected && !item_.h_all.data &&
+                       !item_.c_all.data && !item_.checkpoints;
+    if (left == 0 || !plain || B < kSharedRows * me_.size()) return {me_.blocks, {0, 0}, {0, 0}};
+    return {me_.part(blocks - left), {blocks - left, blocks}, me_.part(B)};
+  }
+  // run(blocks, sequences)
+  template <class Run>
+  RNNFAST_FN void for_portion(Run&& run) const {
+    const Portion mine = portion();
+    run(mine.blocks, Range{0, schedule_.sequences});
+    if (mine.shared.begin < mine.shared.end) run(mine.shared, mine.sequences);
+  }
+
   void load_cells() {
     if (!Cell::kCellState) return;
-    for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block) {
-      T* cells = item_.cells + block * item_.cell_rows * W;
-      const int64_t lanes = Blocks<T>::lanes(item_.H, block);
-      const auto put = [&](const Rows<const T>& rows, int64_t b, int64_t row) {
-        load_lanes(initial_row(rows, b, item_.zeros) + block * W, lanes).store(cells + row * W);
-      };
-      for (int64_t i = 0; i < schedule_.sequences; ++i) put(item_.c0, batch_index(schedule_, i), i);
-      for (int64_t i = 0; i < item_.reset_rows; ++i)
-        put(item_.reset_c, batch_index(schedule_, i), schedule_.sequences + i);
-    }
+    for_portion([&](Range blocks, Range sequences) {
+      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        T* cells = item_.cells + block * item_.cell_rows * W;
+        const int64_t lanes = Blocks<T>::lanes(item_.H, block);
+        const auto put = [&](const Rows<const T>& rows, int64_t b, int64_t row) {
+          load_lanes(initial_row(rows, b, item_.zeros) + block * W, lanes).store(cells + row * W);
+        };
+        for (int64_t i = sequences.begin; i < sequences.end; ++i) put(item_.c0, batch_index(schedule_, i), i);
+        for (int64_t i = 0; i < item_.reset_rows; ++i)
+          put(item_.reset_c, batch_index(schedule_, i), schedule_.sequences + i);
+      }
+    });
   }
 
   void input_products(int64_t begin, int64_t end) {
@@ -322,11 +345,23 @@ class ForwardItem {
     const int64_t row0 = offset(schedule_, begin);
     for (int64_t t = begin; t < end; ++t)
       input_rows(item_, t, {0, active(schedule_, t)}, rows + offset(schedule_, t) - row0);
-    const int64_t count = offset(schedule_, end) - row0;
-    for_panels<Cell::kGates>(me_.blocks, count, [&]<int MR, int U>(int64_t row, int64_t block) {
+    const Portion mine = portion();
+    input_tiles(mine.blocks, {0, offset(schedule_, end) - row0}, row0);
+    if (mine.shared.begin == mine.shared.end) return;
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t first = offset(schedule_, t) - row0;
+      input_tiles(mine.shared, {first + mine.sequences.begin, first + mine.sequences.end}, row0);
+    }
+  }
+
+  // Rows counted from `row0`, where those of the chunk begin.
+  void input_tiles(Range blocks, Range rows, int64_t row0) {
+    const int64_t count = rows.end - rows.begin;
+    for_panels<Cell::kGates>(blocks, count, [&]<int MR, int U>(int64_t row, int64_t block) {
       const auto ahead =
-          lines_ahead<T, MR, U, Cell::kGates>(item_.w_ih, item_.I * Cell::kGates * W, me_.blocks, block, row, count);
-      input_tile<Gates<Cell>, T, MR, U>(item_, rows + row, row0 - slots_row0_ + row, block, ahead);
+          lines_ahead<T, MR, U, Cell::kGates>(item_.w_ih, item_.I * Cell::kGates * W, blocks, block, row, count);
+      row += rows.begin;
+      input_tile<Gates<Cell>, T, MR, U>(item_, scratch_.h_rows + row, row0 - slots_row0_ + row, block, ahead);
     });
   }
 
@@ -358,10 +393,13 @@ class ForwardItem {
                        cell_row(item_, window_, t, 0),
                        raw_row(t, 0),
                        write_h};
-    for_panels<Cell::kGates>(me_.blocks, rows, [&]<int MR, int U>(int64_t row, int64_t block) {
-      const auto ahead =
-          lines_ahead<T, MR, U, Cell::kGates>(item_.w_hh, item_.P * Cell::kGates * W, me_.blocks, block, row, rows);
-      cell_tile<Cell, T, MR, U>(item_, cell_, step, row, block, ahead);
+    for_portion([&](Range blocks, Range sequences) {
+      const int64_t first = sequences.begin, count = least(rows, sequences.end) - first;
+      for_panels<Cell::kGates>(blocks, count, [&]<int MR, int U>(int64_t row, int64_t block) {
+        const auto ahead =
+            lines_ahead<T, MR, U, Cell::kGates>(item_.w_hh, item_.P * Cell::kGates * W, blocks, block, row, count);
+        cell_tile<Cell, T, MR, U>(item_, cell_, step, first + row, block, ahead);
+      });
     });
   }
 
@@ -416,15 +454,21 @@ class ForwardItem {
           if (item_.h_all.data) copy_lanes(item_.zeros, at(item_.h_all, t, b), item_.P, block);
         }
       }
-      for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block) {
-        const int64_t row = end > 0 ? cell_row(item_, window_, last, i) : i;
-        if (item_.cn.data)
-          store_lanes(cell_vector(row, block), item_.cn.data + b * item_.cn.b_stride + block * W,
-                      Blocks<T>::lanes(item_.H, block));
-        if (item_.c_all.data)
-          for (int64_t t = end; t < schedule_.steps; ++t)
-            copy_lanes(item_.zeros, at(item_.c_all, t, b), item_.H, block);
-      }
+    }
+    for_portion([&](Range blocks, Range sequences) {
+      for (int64_t i = sequences.begin; i < sequences.end; ++i) store_cells(blocks, i);
+    });
+  }
+
+  void store_cells(Range blocks, int64_t i) {
+    const int64_t b = batch_index(schedule_, i), end = length(schedule_, i), last = item_.reverse ? 0 : end - 1;
+    const int64_t row = end > 0 ? cell_row(item_, window_, last, i) : i;
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      if (item_.cn.data)
+        store_lanes(cell_vector(row, block), item_.cn.data + b * item_.cn.b_stride + block * W,
+                    Blocks<T>::lanes(item_.H, block));
+      if (item_.c_all.data)
+        for (int64_t t = end; t < schedule_.steps; ++t) copy_lanes(item_.zeros, at(item_.c_all, t, b), item_.H, block);
     }
   }
 
