@@ -125,11 +125,13 @@ class WeightGradient {
 
   template <int U>
   void wide(const Product& p, int64_t column, int64_t width) {
-    const T* gates = slot_of<Cell>(item_, p.block, p.kept) + (p.recurrent ? R * W : 0);
+    const int64_t first = p.recurrent ? R * W : 0, next = p.block + 1 < me_.blocks.end ? p.block + 1 : me_.blocks.begin;
+    const T* gates = slot_of<Cell>(item_, p.block, p.kept) + first;
+    const T* ahead = slot_of<Cell>(item_, next, p.kept) + first;
     T* const sums = (p.recurrent ? sums_.w_hh : sums_.w_ih) + column;
     for (int g = 0; g < G; ++g)
-      outer_units<T, U>({gates + g * W, S * W, scratch_.panel + p.row * U * W, p.rows, sums + first_unit(p, g) * width,
-                         width, least(W, width - column - (U - 1) * W), p.add},
+      outer_units<T, U>({gates + g * W, ahead + g * W, S * W, scratch_.panel + p.row * U * W, p.rows,
+                         sums + first_unit(p, g) * width, width, least(W, width - column - (U - 1) * W), p.add},
                         Blocks<T>::lanes(item_.H, p.block));
   }
 

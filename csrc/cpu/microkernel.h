@@ -171,6 +171,7 @@ RNNFAST_FN void outer(Tile<T, MR, U, G>& tile, const T* const* a, int64_t column
 template <class T>
 struct Outer {
   const T* gates;  // of the first unit and row
+  const T* ahead;  // the gates that are wanted next: asked for meanwhile
   int64_t gates_stride;
   const T* inputs;  // [rows][U * W]
   int64_t rows;
@@ -210,7 +211,10 @@ __attribute__((noinline)) void outer_tile(const Outer<T>& p) {
   for (; S > 1 && r <= p.rows - S; r += S)
     RNNFAST_UNROLL
       for (int s = 0; s < S; ++s) outer_step(acc[s], p.gates + (r + s) * p.gates_stride, p.inputs + (r + s) * U * W);
-  for (; r < p.rows; ++r) outer_step(acc[0], p.gates + r * p.gates_stride, p.inputs + r * U * W);
+  for (; r < p.rows; ++r) {
+    __builtin_prefetch(p.ahead + r * p.gates_stride, 0, 2);
+    outer_step(acc[0], p.gates + r * p.gates_stride, p.inputs + r * U * W);
+  }
   RNNFAST_UNROLL
     for (int m = 0; m < MR; ++m)
       RNNFAST_UNROLL
