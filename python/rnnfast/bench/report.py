@@ -161,3 +161,9 @@ def describe_row(row: Row) -> str:
     dense = row.T * row.B
     ragged = f", {row_steps(row) / dense:.0%} of {dense} row-steps" if row.ragged else ""
     return f"{row.name} ({row.mode}{ragged})"
+
+
+def describe_outcome(outcome: Outcome) -> str:
+    """One plain line: the row, and each contender's time."""
+    times = [f"{record['library']} {seconds_text(record['median_s'])}" for record in outcome.records]
+    return f"{describe_row(outcome.row)}: {', '.join(times) or 'no result'}"

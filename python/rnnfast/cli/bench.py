@@ -126,9 +126,11 @@ def run(plan: Plan, console: Console) -> int:
             measured = session.measure_machine([d for d in _PEAK_DTYPES if any(r.dtype == d for r in plan.rows)])
             provenance = session.provenance()
             report.print_machine(console, measured, provenance)
-            for row in plan.rows:
+            for number, row in enumerate(plan.rows, 1):
                 session.tell = _prefixed(tell, report.describe_row(row))
                 outcomes.append(session.run(row))
+                if not console.is_terminal:  # no progress bar: the tables come at the very end
+                    click.echo(f"[{number}/{len(plan.rows)}] {report.describe_outcome(outcomes[-1])}", err=True)
                 if plan.json:
                     records.write_json(plan.json, _records(outcomes), provenance)
                 advance()
