@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from rnnfast import _device, functional
+from rnnfast._device import extension
 from rnnfast.bench import gpu, records, session, suites
 from rnnfast.bench.clock import EventClock, HostClock
 from rnnfast.bench.rivals import Setup
@@ -162,7 +163,7 @@ class InProcess:
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch, restore_sharing: None) -> Iterator[None]:
     pytest.importorskip("torch")
-    monkeypatch.setattr(_device, "emulate", True)
+    monkeypatch.setattr(extension, "emulate", True)
     monkeypatch.setattr(gpu, "stand_in", True)
     monkeypatch.setattr(session, "Contender", InProcess)
     monkeypatch.setattr(session, "_BATCH_SECONDS", 1e-4)

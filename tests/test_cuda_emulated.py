@@ -41,7 +41,8 @@ from cuda_cases import (
     torch_place,
 )
 from reference_cases import Case, make, map_arrays, options, poison_padding, results, valid_mask
-from rnnfast import _device, functional, reference
+from rnnfast import functional, reference
+from rnnfast._device import extension, libraries
 from rnnfast.cli import selftest, selftest_cases, selftest_worker
 from test_kernels import CELLS, assert_same, case_of, check, truth_of, variants
 
@@ -54,7 +55,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def emulate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(_device, "emulate", True)
+    monkeypatch.setattr(extension, "emulate", True)
     functional.stack.cache_clear()
     yield
     functional.stack.cache_clear()
@@ -330,7 +331,7 @@ def test_many_steps() -> None:
     options = {"training": True}
     output, state, ctx = functional.forward(cell, arrays.x, None, arrays.weights, **options)
     grads = functional.backward(ctx, arrays.grad_output, arrays.grad_state)
-    _device.emulate = False
+    extension.emulate = False
     functional.stack.cache_clear()
     expected, expected_state, ctx = functional.forward(cell, arrays.x, None, arrays.weights, **options)
     expected_grads = functional.backward(ctx, arrays.grad_output, arrays.grad_state)
@@ -372,7 +373,7 @@ def test_other_engines_arrays_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         TypeError, match="expected a torch.Tensor on a CUDA device, as the weights are, got numpy.ndarray"
     ):
         functional.gru(arrays.x, None, tensors)
-    monkeypatch.setattr(_device, "emulate", False)
+    monkeypatch.setattr(extension, "emulate", False)
     with pytest.raises(TypeError, match="weight_ih_l0: expected a numpy.ndarray or an array on a CUDA device"):
         functional.gru(arrays.x, None, tensors)
 
@@ -403,8 +404,8 @@ def test_foreign_arrays_come_through_cupy(monkeypatch: pytest.MonkeyPatch) -> No
     stand_in.empty = lambda shape, dtype: np.empty(shape, dtype).view(Array)
     stand_in.cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=0))
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
-    monkeypatch.setattr(_device.Cupy, "address", lambda self, array: array.ctypes.data)
-    monkeypatch.setattr(_device.Cupy, "place", lambda self, array: 0)
+    monkeypatch.setattr(libraries.Cupy, "address", lambda self, array: array.ctypes.data)
+    monkeypatch.setattr(libraries.Cupy, "place", lambda self, array: 0)
     case = case_of("lstm", T=3, B=2, lengths=(3, 1))
     arrays = make(case)
     expected = run(case, arrays)
@@ -445,7 +446,7 @@ def test_modules(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same layer on both devices."""
 
     def everything(device: str) -> list[Any]:
-        monkeypatch.setattr(_device, "emulate", device == "cuda")
+        monkeypatch.setattr(extension, "emulate", device == "cuda")
         return everything_of(kind, device, lambda a: a)
 
     before = _cuda.launches()
@@ -493,7 +494,7 @@ def test_torch_options_and_second_backward() -> None:
     layer.eval()
     with torch.no_grad():
         quiet, _ = layer(x)
-    _device.emulate = False
+    extension.emulate = False
     torch.testing.assert_close(quiet, layer(x)[0])
 
 

@@ -1,5 +1,5 @@
 // rnnfast._cuda: the CUDA engine, by pointers. Python brings all memory (of CuPy or PyTorch) and the stream; its only caller,
-// rnnfast/_device.py, has checked devices, dtypes, shapes and strides. An array is (address, stride, stride, ...), strides in
+// rnnfast/_device, has checked devices, dtypes, shapes and strides. An array is (address, stride, stride, ...), strides in
 // elements; None is absent.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,4 +1,4 @@
-"""The CUDA engine, by pointers; see csrc/bindings/module_cuda.cpp. rnnfast/_device.py is its only caller."""
+"""The CUDA engine, by pointers; see csrc/bindings/module_cuda.cpp. rnnfast/_device is its only caller."""
 
 from collections.abc import Mapping, Sequence
 

@@ -23,7 +23,7 @@ CUDA_DTYPES = {**DTYPES, torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 def on_device(tensor: Tensor) -> bool:
     """Whether rnnfast._cuda serves it. (Asked at every call, and traced by compilers: no more than this.)"""
-    return tensor.is_cuda or _device.emulate
+    return tensor.is_cuda or _device.extension.emulate
 
 
 class Options(NamedTuple):

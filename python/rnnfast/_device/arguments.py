@@ -1,0 +1,113 @@
+"""Arrays of a call: checked, and as addresses and strides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .libraries import library_of
+
+
+class Arguments:
+    """Checks arrays against the dtype, the library and the device of a call, and makes new ones beside them."""
+
+    def __init__(self, dtype: str, like: Any) -> None:
+        library = library_of(like)
+        if library is None:
+            kind = type(like)
+            raise TypeError(f"weights: expected arrays on a CUDA device, got {kind.__module__}.{kind.__qualname__}")
+        self.library, self.dtype, self.like = library, dtype, like
+        self.kept: list[Any] = []  # what must live as long as the call
+
+    def array(self, name: str, array: Any, shape: Sequence[int | None], dtype: str | None = None) -> Any:
+        """`array` itself, or a copy where its last axis is not contiguous."""
+        array = self.library.adopt(array)
+        self._check(name, array, shape, dtype)
+        rows = array.shape[-1] <= 1 or self.library.strides(array)[-1] == 1
+        aligned = self.library.address(array) % 2 == 0
+        return self.keep(array if rows and aligned else self.library.contiguous(array))
+
+    def weight(self, name: str, array: Any, shape: Sequence[int]) -> Any:
+        """Any strides will do."""
+        self._check(name, array, shape, None)
+        return self.keep(array)
+
+    def target(self, name: str, array: Any, shape: Sequence[int]) -> Any:
+        """The caller's memory where it is given, else fresh."""
+        if array is None:
+            return self.empty(shape)
+        self._check(name, array, shape, None)
+        if array.shape[-1] > 1 and self.library.strides(array)[-1] != 1:
+            raise ValueError(f"{name}: expected a contiguous last axis, got other strides")
+        return self.keep(array)
+
+    def integers(self, name: str, values: Any, shape: Sequence[int], dtype: str, most: int | None) -> Any:
+        """On the device, whatever they are; values on the host are checked, those on the device are clamped there."""
+        values = self.library.adopt(values)
+        if self.library.owns(values) and not isinstance(values, np.ndarray):
+            if self.library.dtype(values)[:3] not in ("int", "uin", "boo"):
+                raise TypeError(f"{name}: expected integers, got dtype {self.library.dtype(values)}")
+            self._check(name, values, shape, self.library.dtype(values))
+        else:
+            values = np.asarray(values)
+            if values.dtype.kind not in "iub" and values.size:
+                raise TypeError(f"{name}: expected integers, got dtype {values.dtype}")
+            if tuple(values.shape) != tuple(shape):
+                raise ValueError(f"{name}: expected shape {list(shape)}, got {list(values.shape)}")
+            if most is not None and values.size and not 0 <= int(values.min()) <= int(values.max()) <= most:
+                raise ValueError(f"{name}: expected values within [0, {most}], got {values.tolist()}")
+            values = self.library.from_host(np.ascontiguousarray(values.astype(dtype)), self.like)
+        if self.library.dtype(values) != dtype:
+            values = self.library.astype(values, dtype)
+        return self.keep(values)
+
+    def _check(self, name: str, array: Any, shape: Sequence[int | None], dtype: str | None) -> None:
+        library, wanted = self.library, dtype or self.dtype
+        if not library.owns(array):
+            kind = type(array)
+            got = f"{kind.__module__}.{kind.__qualname__}"
+            raise TypeError(f"{name}: expected a {library.name}, as the weights are, got {got}")
+        if library.place(array) != library.place(self.like):
+            raise ValueError(f"{name}: expected device {library.place(self.like)}, got {library.place(array)}")
+        if library.dtype(array) != wanted:
+            raise TypeError(
+                f"{name}: expected dtype {wanted}, got {library.dtype(array)} (nothing is converted silently)"
+            )
+        sizes = tuple(array.shape)
+        if len(sizes) != len(shape) or any(w is not None and w != s for w, s in zip(shape, sizes, strict=True)):
+            words = ["*" if size is None else str(size) for size in shape]
+            raise ValueError(f"{name}: expected shape [{', '.join(words)}], got {list(sizes)}")
+
+    def empty(self, shape: Sequence[int]) -> Any:
+        return self.keep(self.library.empty(shape, self.dtype, self.like))
+
+    def zeros(self, shape: Sequence[int]) -> Any:
+        array = self.empty(shape)
+        array[...] = 0
+        return array
+
+    def memory(self, size: int) -> Any:
+        return self.keep(self.library.empty((size + 63,), "uint8", self.like))
+
+    def aligned(self, memory: Any) -> int:
+        return (self.library.address(memory) + 63) // 64 * 64
+
+    def keep(self, array: Any) -> Any:
+        self.kept.append(array)
+        return array
+
+    # What the extension takes: (address, strides in elements), or None.
+
+    def view(self, array: Any) -> tuple[int, ...] | None:
+        return None if array is None else (self.library.address(array), *self.library.strides(array))
+
+    def sequence(self, array: Any, batch_first: bool) -> tuple[int, ...] | None:
+        view = self.view(array)
+        return view if view is None or not batch_first else (view[0], view[2], view[1])
+
+    def state(self, array: Any) -> tuple[int, ...] | None:
+        """[L*D, B or 1, .]: one row serves the whole batch."""
+        view = self.view(array)
+        return view if view is None or array.shape[1] > 1 else (view[0], view[1], 0)
