@@ -92,8 +92,12 @@ class Stack:
         packed: Packed | None = None,
         lean: bool = False,
         checkpoint_every: int = 0,
+        running_c: Any = None,
     ) -> tuple[Any, ...]:
-        """(output, hn, cn, h_all, c_all, context); what was not asked for, or does not exist, is None."""
+        """(output, hn, cn, h_all, c_all, context); what was not asked for, or does not exist, is None.
+
+        `running_c` [L, B, H], in at least float32, is read in the place of c0 and takes the place of cn.
+        """
         if lean or checkpoint_every:
             raise ValueError("lean, checkpoint_every: expected neither on a CUDA device, which has no lean mode yet")
         if not 0 <= dropout <= 1:
@@ -111,12 +115,15 @@ class Stack:
         steps, batch = outer[::-1] if batch_first else outer
         matrices = self._weights(arguments, given)
         results = self._results(arguments, outer, batch_first, return_states, (output, hn, cn))
+        if running_c is not None:
+            results.pop("cn")
         views = {
             "x": arguments.sequence(x, batch_first),
             "h0": arguments.state(self._state(arguments, "hx", h0, batch, self.P)),
             "c0": arguments.state(self._state(arguments, "hx", c0, batch, self.H)),
             "reset_h": arguments.state(self._state(arguments, "reset_state", reset_h, batch, self.P, True)),
             "reset_c": arguments.state(self._state(arguments, "reset_state", reset_c, batch, self.H, True)),
+            "running_c": arguments.view(arguments.keep(running_c)),
             "output": arguments.sequence(results["output"], batch_first),
         }
         views |= {name: arguments.view(array) for name, array in results.items() if name != "output"}
