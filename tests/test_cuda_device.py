@@ -44,6 +44,7 @@ if _device.unavailable() is not None:
     pytest.skip("there is no CUDA device that rnnfast._cuda runs on", allow_module_level=True)
 
 import torch
+from torch.utils._triton import has_triton
 
 import rnnfast.torch as rt
 import torch_cases
@@ -368,6 +369,72 @@ def test_graph_of_a_module() -> None:
     again = graphed(x)
     found = [again.detach().clone(), *torch.autograd.grad(again.sum(), [x, *layer.parameters()])]
     assert all(map(torch.equal, found, expected))
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """As far as PyTorch sees it: a ragged batch through autograd, with dropout, without a copy to the host."""
+    layer = rt.LSTM(6, 24, 2, dropout=0.3, device=DEVICE, dtype=torch.bfloat16)
+    x = torch.randn(7, 4, 6, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    lengths = torch.tensor([7, 0, 3, 5], device=DEVICE)
+    layer(x, lengths=lengths)[0].sum().backward()  # memory and kernels are there
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(x, lengths=lengths, reset=x[..., 0] > 1)[0].sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# ---- torch.compile, torch.func, autocast ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_compiles(kind: str, dtype: str) -> None:
+    """Without a graph break, and to the bits of the call that is not compiled."""
+    torch._dynamo.reset()
+    layer = getattr(rt, kind)(6, 24, 2, bidirectional=True, device=DEVICE, dtype=getattr(torch, dtype))
+    x = torch.randn(7, 4, 6, device=DEVICE, dtype=getattr(torch, dtype), requires_grad=True)
+    lengths = torch.tensor([7, 0, 3, 5], device=DEVICE)
+    compiled = torch.compile(layer, fullgraph=True, backend="inductor" if has_triton() else "aot_eager")
+    found, expected = (
+        [*flatten(results), *torch.autograd.grad(results[0].float().square().sum(), [x, *layer.parameters()])]
+        for results in (compiled(x, lengths=lengths), layer(x, lengths=lengths))
+    )
+    assert all(map(torch.equal, found, expected))
+
+
+def test_per_sample_gradients() -> None:
+    layer = rt.GRU(3, 4, 2).to(DEVICE)
+    samples, weights = torch.randn(6, 5, 2, 3, device=DEVICE), dict(layer.named_parameters())
+
+    def loss(weights: Any, x: Any) -> Any:
+        return torch.func.functional_call(layer, weights, (x,))[0].square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(
+        {name: p.detach() for name, p in weights.items()}, samples
+    )
+    for i, sample in enumerate(samples):
+        expected = torch.autograd.grad(loss(weights, sample), list(weights.values()))
+        assert all(torch.equal(g[i], e) for g, e in zip(found.values(), expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_autocast(kind: str) -> None:
+    """float16 as cuDNN's layer, which takes that whatever autocast names; bfloat16 is bfloat16 here."""
+    torch.manual_seed(0)
+    theirs = getattr(torch.nn, kind)(6, 24, 2).to(DEVICE)
+    ours = rt.convert(copy.deepcopy(theirs))
+    x = torch.randn(7, 4, 6, device=DEVICE)
+    with torch.autocast("cuda", torch.float16):
+        found, expected = ([*flatten(module(x))] for module in (ours, theirs))
+    assert [r.dtype for r in found] == [r.dtype for r in expected] == [torch.float16] * len(found)
+    torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = [*flatten(ours(x))]
+    lower = copy.deepcopy(ours).to(torch.bfloat16)
+    assert all(map(torch.equal, found, flatten(lower(x.bfloat16()))))
+    grads = torch.autograd.grad(found[0].float().sum(), list(ours.parameters()))
+    assert {g.dtype for g in grads} == {torch.float32}
 
 
 # ---- arrays --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ the device's. What this cannot show is told by its nature: speed, and what only 
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -40,7 +41,7 @@ from cuda_cases import (
     random_cases,
     torch_place,
 )
-from reference_cases import Case, make, map_arrays, options, poison_padding, results, valid_mask
+from reference_cases import Case, flatten, make, map_arrays, options, poison_padding, results, valid_mask
 from rnnfast import functional, reference
 from rnnfast._device import extension, libraries
 from rnnfast.cli import selftest, selftest_cases, selftest_worker
@@ -523,6 +524,74 @@ def test_torch_options_and_second_backward() -> None:
         quiet, _ = layer(x)
     extension.emulate = False
     torch.testing.assert_close(quiet, layer(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [*HALF, "float64"])
+def test_torch_compiles(dtype: str) -> None:
+    """What only a device computes in, without a graph break: the results and gradients of the same calls."""
+    torch = pytest.importorskip("torch")
+    import rnnfast.torch as rt
+
+    torch._dynamo.reset()
+    layer = rt.LSTM(3, 4, 2, bidirectional=True, dtype=getattr(torch, dtype))
+    x = torch.randn(5, 2, 3, dtype=layer.weight_hh_l0.dtype, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    before = _cuda.launches()
+    found, expected = (
+        [*results, *torch.autograd.grad(results[0].float().square().sum(), [x, *layer.parameters()])]
+        for results in (list_of(compiled(x)), list_of(layer(x)))
+    )
+    assert _cuda.launches() > before
+    assert all(map(torch.equal, found, expected))
+
+
+def list_of(results: Any) -> list[Any]:
+    return list(flatten(results))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+@pytest.mark.parametrize("dtype", HALF)
+def test_autocast(kind: str, dtype: str) -> None:
+    """A module in float32 computes in autocast's dtype, states and weights too; gradients are float32."""
+    torch = pytest.importorskip("torch")
+    import rnnfast.torch as rt
+
+    kind_of = getattr(torch, dtype)
+    layer = getattr(rt, kind)(3, 4)
+    lower = copy.deepcopy(layer).to(kind_of)
+    x = torch.randn(*([] if "Cell" in kind else [5]), 2, 3, requires_grad=True)
+    h = torch.randn(*([] if "Cell" in kind else [1]), 2, 4)
+    given = (h, h + 1) if "LSTM" in kind else h
+    for hx in (None, given):
+        with torch.autocast("cpu", kind_of):
+            found = list_of(layer(x, hx))
+        expected = list_of(lower(x.to(kind_of), map_arrays(lambda a: a.to(kind_of), hx)))
+        assert all(map(torch.equal, found, expected))
+        assert {r.dtype for r in found} == {kind_of}
+        grads = torch.autograd.grad(found[0].float().sum(), [x, *layer.parameters()])
+        wanted = torch.autograd.grad(expected[0].float().sum(), [x, *lower.parameters()])
+        assert {g.dtype for g in grads} == {torch.float32}
+        assert all(torch.equal(g, w.float()) for g, w in zip(grads, wanted, strict=True))
+
+
+def test_autocast_of_sequences_and_compiled() -> None:
+    torch = pytest.importorskip("torch")
+    import rnnfast.torch as rt
+
+    torch._dynamo.reset()
+    layer, x, lengths = rt.GRU(3, 4), torch.randn(5, 2, 3), torch.tensor([5, 3])
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        ragged, _ = layer(x, lengths=lengths)
+        assert torch.equal(layer(packed)[0].data, torch.nn.utils.rnn.pack_padded_sequence(ragged, lengths).data)
+        assert ragged.dtype is torch.bfloat16
+        assert torch.equal(compiled(x)[0], layer(x)[0])
+        assert compiled(x)[0].dtype is torch.bfloat16
+        layer.double()
+        assert layer(x.double())[0].dtype is torch.float64  # which autocast leaves alone
+        with pytest.raises(ValueError, match=r"input: expected dtype torch.float64 under autocast.*got torch.bfloat16"):
+            layer(x)
 
 
 def test_torch_half_precision() -> None:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .libraries import library_of
+
+
+class Given(NamedTuple):
+    """The arrays that a call reads, without those that it writes."""
+
+    x: Any
+    h0: Any
+    c0: Any
+    weights: Sequence[Any]
+    lengths: Any
+    reset: Any
+    reset_h: Any
+    reset_c: Any
 
 
 class Arguments:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .arguments import Arguments
+from .arguments import Arguments, Given
 
 if TYPE_CHECKING:
     from .stack import Stack
@@ -18,15 +18,15 @@ class Context:
         self,
         layers: Stack,
         arguments: Arguments,
-        call: Any,
+        given: Given,
+        calls: tuple[Callable[..., Any], Any],
         reserve: Any,
-        weights: list[Any],
         sizes: tuple[int, int],
         batch_first: bool,
-        resets: tuple[bool, bool],
     ) -> None:
-        self._layers, self._arguments, self._call, self._reserve = layers, arguments, call, reserve
-        self._weights, self._sizes, self._batch_first, self._resets = weights, sizes, batch_first, resets
+        self._layers, self._arguments, self._given, self._reserve = layers, arguments, given, reserve
+        self._make_call, self._call = calls
+        self._sizes, self._batch_first = sizes, batch_first
         self.consumed = False
 
     @property
@@ -36,6 +36,31 @@ class Context:
     @property
     def plan(self) -> str:
         return str(self._call.plan())
+
+    def rebind(
+        self,
+        layers: Stack,
+        x: Any,
+        h0: Any,
+        c0: Any,
+        weights: Sequence[Any],
+        reset: Any,
+        reset_h: Any,
+        reset_c: Any,
+        output: Any,
+        lengths: Any,
+    ) -> None:
+        """Read the same arrays from other memory: a compiler may have used the forward's for something else."""
+        given = Given(x, h0, c0, weights, lengths, reset, reset_h, reset_c)
+        for name, before, now in zip(Given._fields, self._given, given, strict=True):
+            if (before is None) != (now is None) or (name == "x" and before.shape != now.shape):
+                raise ValueError(f"{name}: expected what the forward was given")
+        arguments = Arguments(layers.dtype, weights[0])
+        given, views = layers.bind(arguments, given, self._batch_first)
+        output = arguments.array("output", output, (*given.x.shape[:2], layers.directions * layers.P))
+        views["output"] = arguments.sequence(output, self._batch_first)
+        self._call = self._make_call(views=views, weights=layers.views_of(arguments, given.weights))
+        self._given, self._arguments = given, arguments
 
     def backward(
         self,
@@ -84,16 +109,16 @@ class Context:
             made["grad_x"] = arguments.target("grad_x", grad_x, (*outer, layers.input_size))
         if layers.has_cell_state:
             made["grad_c0"] = arguments.empty(state_c)
-        if self._resets[0]:
+        if self._given.reset_h is not None:
             made["grad_reset_h"] = arguments.empty(state_h)
-        if self._resets[1]:
+        if self._given.reset_c is not None:
             made["grad_reset_c"] = arguments.empty(state_c)
         if record:
             made["record_h"] = arguments.empty((steps, *state_h))
         views = {key: arguments.view(array) for key, array in (given | made).items()}
         for key in ("grad_output", "grad_x"):
             views[key] = arguments.sequence((given | made).get(key), self._batch_first)
-        grad_weights = [arguments.empty(tuple(w.shape)) for w in self._weights] if need_grad_weights else []
+        grad_weights = [arguments.empty(tuple(w.shape)) for w in self._given.weights] if need_grad_weights else []
         targets = [arguments.view(g) for g in layers.each(grad_weights)] if need_grad_weights else []
         self._run(arguments, views, targets, retain)
         names = ("grad_x", "grad_h0", "grad_c0", None, "grad_reset_h", "grad_reset_c", "record_h")

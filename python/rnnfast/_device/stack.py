@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from .. import reference
 from . import extension
-from .arguments import Arguments
+from .arguments import Arguments, Given
 from .context import Context
 from .libraries import library_of
 
@@ -104,35 +105,26 @@ class Stack:
             raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout}")
         if not self.has_cell_state and not (c0 is None and reset_c is None):
             raise ValueError("hx, reset_state: this cell has no cell state, expected one array")
-        given = packed.weights if packed is not None else weights
-        if isinstance(given, Packed):
+        matrices = packed.weights if packed is not None else weights
+        if isinstance(matrices, Packed):
             if training:
                 raise ValueError("weights: expected arrays in training, got packed weights")
-            given = given.weights
-        arguments = Arguments(self.dtype, given[0] if len(given) else None)
-        x = arguments.array("x", x, (None, None, self.input_size))
-        outer = tuple(x.shape[:2])
+            matrices = matrices.weights
+        arguments = Arguments(self.dtype, matrices[0] if len(matrices) else None)
+        given = Given(x, h0, c0, matrices, lengths, reset, reset_h, reset_c)
+        given, views = self.bind(arguments, given, batch_first)
+        outer = tuple(given.x.shape[:2])
         steps, batch = outer[::-1] if batch_first else outer
-        matrices = self._weights(arguments, given)
-        results = self._results(arguments, outer, batch_first, return_states, (output, hn, cn))
-        if running_c is not None:
-            results.pop("cn")
-        views = {
-            "x": arguments.sequence(x, batch_first),
-            "h0": arguments.state(self._state(arguments, "hx", h0, batch, self.P)),
-            "c0": arguments.state(self._state(arguments, "hx", c0, batch, self.H)),
-            "reset_h": arguments.state(self._state(arguments, "reset_state", reset_h, batch, self.P, True)),
-            "reset_c": arguments.state(self._state(arguments, "reset_state", reset_c, batch, self.H, True)),
-            "running_c": arguments.view(arguments.keep(running_c)),
-            "output": arguments.sequence(results["output"], batch_first),
+        results = {
+            "output": arguments.target("output", output, (*outer, self.directions * self.P)),
+            **self._states(arguments, batch, (hn, cn), running_c),
         }
-        views |= {name: arguments.view(array) for name, array in results.items() if name != "output"}
-        if lengths is not None:
-            views["lengths"] = arguments.view(arguments.integers("lengths", lengths, (batch,), "int64", steps))
-        if reset is not None:
-            flags = arguments.integers("reset", reset, outer, "bool", 1)
-            views["reset"] = arguments.sequence(flags, batch_first)
-        engine_call = extension.load().Call(
+        if return_states:
+            results |= self._all_states(arguments, steps, batch)
+        views |= {name: arguments.view(array) for name, array in results.items()}
+        views["output"] = arguments.sequence(results["output"], batch_first)
+        make_call = partial(
+            extension.load().Call,
             cell=self.cell,
             dtype=self.dtype,
             sizes=self.sizes,
@@ -141,37 +133,57 @@ class Stack:
             steps=steps,
             batch=batch,
             training=training,
-            views=views,
-            weights=[arguments.view(matrix) for matrix in self.each(matrices)],
             dropout=dropout if self.dropping else 0.0,
             seed=seed,
             call=call,
         )
+        engine_call = make_call(views=views, weights=self.views_of(arguments, given.weights))
         reserve = self._run(arguments, engine_call)
         context = None
         if training:
-            resets = (reset_h is not None, reset_c is not None)
-            context = Context(self, arguments, engine_call, reserve, matrices, (steps, batch), batch_first, resets)
+            context = Context(self, arguments, given, (make_call, engine_call), reserve, (steps, batch), batch_first)
         return *(results.get(name) for name in ("output", "hn", "cn", "h_all", "c_all")), context
 
-    def _results(
-        self, arguments: Arguments, outer: tuple[int, ...], batch_first: bool, return_states: bool, given: Sequence[Any]
-    ) -> dict[str, Any]:
-        """The arrays to be written, the caller's where they are `given` (output, hn, cn)."""
+    def bind(self, arguments: Arguments, given: Given, batch_first: bool) -> tuple[Given, dict[str, Any]]:
+        """What a call is given, checked, and where the extension finds it, by name; weights apart."""
+        x = arguments.array("x", given.x, (None, None, self.input_size))
+        outer = tuple(x.shape[:2])
         steps, batch = outer[::-1] if batch_first else outer
-        state_h, state_c = (self.states, batch, self.P), (self.states, batch, self.H)
-        output, hn, cn = given
-        results = {
-            "output": arguments.target("output", output, (*outer, self.directions * self.P)),
-            "hn": arguments.target("hn", hn, state_h),
+        weights = self._weights(arguments, given.weights)
+        reset_h = self._state(arguments, "reset_state", given.reset_h, batch, self.P, True)
+        reset_c = self._state(arguments, "reset_state", given.reset_c, batch, self.H, True)
+        views = {
+            "x": arguments.sequence(x, batch_first),
+            "h0": arguments.state(self._state(arguments, "hx", given.h0, batch, self.P)),
+            "c0": arguments.state(self._state(arguments, "hx", given.c0, batch, self.H)),
+            "reset_h": arguments.state(reset_h),
+            "reset_c": arguments.state(reset_c),
         }
+        if given.lengths is not None:
+            views["lengths"] = arguments.view(arguments.integers("lengths", given.lengths, (batch,), "int64", steps))
+        if given.reset is not None:
+            flags = arguments.integers("reset", given.reset, outer, "bool", 1)
+            views["reset"] = arguments.sequence(flags, batch_first)
+        return given._replace(x=x, weights=weights), views
+
+    def _states(self, arguments: Arguments, batch: int, given: Sequence[Any], running_c: Any) -> dict[str, Any]:
+        """hn and cn, to be written: the caller's where they are `given`."""
+        hn, cn = given
+        states = {"hn": arguments.target("hn", hn, (self.states, batch, self.P))}
+        if running_c is not None:
+            states["running_c"] = arguments.keep(running_c)
+        elif self.has_cell_state:
+            states["cn"] = arguments.target("cn", cn, (self.states, batch, self.H))
+        return states
+
+    def _all_states(self, arguments: Arguments, steps: int, batch: int) -> dict[str, Any]:
+        states = {"h_all": arguments.empty((steps, self.states, batch, self.P))}
         if self.has_cell_state:
-            results["cn"] = arguments.target("cn", cn, state_c)
-        if return_states:
-            results["h_all"] = arguments.empty((steps, *state_h))
-        if return_states and self.has_cell_state:
-            results["c_all"] = arguments.empty((steps, *state_c))
-        return results
+            states["c_all"] = arguments.empty((steps, self.states, batch, self.H))
+        return states
+
+    def views_of(self, arguments: Arguments, weights: Sequence[Any]) -> list[Any]:
+        return [arguments.view(matrix) for matrix in self.each(weights)]
 
     def _run(self, arguments: Arguments, engine_call: Any) -> Any:
         """The call, on the current stream of the arrays' library; its reserve."""
