@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -124,19 +126,19 @@ def cupy_place() -> Place:
 def check_on(place: Place, case: Case, grad_floor: float = 0.0, slack: float = 1.0) -> None:
     """As `test_kernels.check`; 16-bit results against the truth of the very numbers that were rounded."""
     if case.dtype in HALF:
-        check_half(place, case)
+        arrays = place.arrays(case)
+        found = results(functional, case, arrays)
+        assert {str(value.dtype).removeprefix("torch.") for value in found.values()} == {case.dtype}
+        check_half(place, case, place.fetched(found), arrays)
     else:
         check(case, place.run(case), grad_floor, slack)
 
 
-def check_half(place: Place, case: Case) -> None:
+def check_half(place: Place, case: Case, found: dict[str, Any], arrays: Arrays) -> None:
     """What is stored is rounded at every step, so that the error grows with the steps and the layers."""
-    arrays = place.arrays(case)
     truth = results(reference, in_numpy(case), arrays.map(lambda a: place.fetch(a).astype("float64")))
-    found = results(functional, case, arrays)
     assert found.keys() == truth.keys()
-    for name, value in place.fetched(found).items():
-        assert str(found[name].dtype).removeprefix("torch.") == case.dtype
+    for name, value in found.items():
         kink = "relu" in case.cell and name.startswith("grad")
         error = (mean_error if kink else normwise_error)(value, truth[name], 0.1) / HALF[case.dtype]
         limit = 100 if kink else 12
@@ -177,6 +179,31 @@ def check_clamped_lengths(place: Place, cell: str) -> None:
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     with pytest.raises(ValueError, match="lengths: expected values within"):
         place.run(case, replace(arrays, lengths=np.array([9, 0, 2, 4])))
+
+
+LEAN: list[dict[str, Any]] = [{"lean": True}, {"checkpoint_every": 2}]
+
+
+def lean_results(place: Place, case: Case, memory: dict[str, Any], arrays: Arrays | None = None) -> dict[str, Any]:
+    engine = SimpleNamespace(forward=partial(functional.forward, **memory), backward=functional.backward)
+    return place.fetched(results(engine, case, place.arrays(case) if arrays is None else arrays))
+
+
+def check_lean(place: Place, case: Case, memory: dict[str, Any], slack: float = 1.0) -> None:
+    """The bits of the full mode, but where sums are cut at windows: in gradients of weights, and of the input of a
+    bidirectional layer, with all that is made of it.
+    """
+    arrays = place.arrays(case)
+    full, found = place.run(case, arrays), lean_results(place, case, memory, arrays)
+    assert found.keys() == full.keys()
+    alone = case.num_layers == 1 and not case.bidirectional
+    for name, value in found.items():
+        if (not name.startswith("grad") or alone) and "weight" not in name and "bias" not in name:
+            np.testing.assert_array_equal(value, full[name], err_msg=name)
+    if case.dtype in HALF:
+        check_half(place, case, found, arrays)
+    else:
+        check(case, found, slack=slack)
 
 
 def plan_of(place: Place, case: Case) -> str:

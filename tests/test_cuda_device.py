@@ -22,15 +22,18 @@ from cuda_cases import (
     GRID_SIZES,
     HALF,
     HALF_PATHS,
+    LEAN,
     PERSISTENT_SIZES,
     RANDOM,
     SIZES,
     Place,
     check_clamped_lengths,
+    check_lean,
     check_on,
     check_random,
     cupy_place,
     everything_of,
+    lean_results,
     odd_size,
     plan_of,
     random_cases,
@@ -244,6 +247,33 @@ def test_inference_gives_the_same_bits(case: Case, tensors: Place) -> None:
         np.testing.assert_array_equal(value, whole[name], err_msg=name)
 
 
+# ---- lean mode -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "path"), PATHS)
+@pytest.mark.parametrize("case", variants("everything", "plain", "reset_to_rows"))
+def test_lean(case: Case, dtype: str, path: str, tensors: Place) -> None:
+    _cuda.set_path(path)
+    for memory in LEAN:
+        check_lean(tensors, replace(case, dtype=dtype), memory)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize("H", [100, 512])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_lean_over_many_windows(cell: str, H: int, dtype: str, tensors: Place) -> None:
+    case = case_of(cell, T=400, B=9, I=8, H=H, dtype=dtype, lengths=True, reset=0.02, return_states=False)
+    arrays = tensors.arrays(case)
+    full = tensors.run(case, arrays)
+    for every in (64, 150):
+        found = lean_results(tensors, case, {"checkpoint_every": every}, arrays)
+        for name, value in found.items():
+            if "weight" in name or "bias" in name:
+                np.testing.assert_allclose(value, full[name], 0, 1e-2 * np.abs(full[name]).max(), err_msg=name)
+            else:
+                np.testing.assert_array_equal(value, full[name], err_msg=name)
+
+
 # ---- small shapes for compute-sanitizer ----------------------------------------------------------------------------
 
 
@@ -260,6 +290,14 @@ def test_small_projection(tensors: Place) -> None:
     check_on(tensors, case_of("lstm", T=4, B=3, I=7, H=21, proj=5, dtype="float32", reset=0.3, reset_state="rows"))
 
 
+@pytest.mark.parametrize(("dtype", "path"), [("float32", ""), ("float32", "generic"), ("bfloat16", "")])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_small_lean(cell: str, dtype: str, path: str, tensors: Place) -> None:
+    _cuda.set_path(path)
+    more = {"num_layers": 2, "bidirectional": True, "dropout": 0.3, "lengths": (3, 0, 5), "reset": 0.2}
+    check_lean(tensors, case_of(cell, T=5, B=3, I=7, H=21, dtype=dtype, **more), {"checkpoint_every": 2})
+
+
 def test_small_blocks_of_four_sequences(tensors: Place) -> None:
     check_on(tensors, case_of("gru", T=3, B=150, I=3, H=17, dtype="float32", return_states=False))
 
@@ -269,9 +307,9 @@ def test_small_blocks_of_four_sequences(tensors: Place) -> None:
 DELAY = 100_000_000  # clock cycles: tens of milliseconds, within which the host has long gone on
 
 
-def forward_and_backward(case: Case, arrays: Arrays) -> list[Any]:
+def forward_and_backward(case: Case, arrays: Arrays, **memory: Any) -> list[Any]:
     output, state, *_, context = functional.forward(
-        case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays)
+        case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays), **memory
     )
     return [output, state, functional.backward(context, arrays.grad_output, arrays.grad_state)]
 
@@ -318,18 +356,19 @@ def test_cupy_stream() -> None:
 
 @pytest.mark.parametrize(("dtype", "path"), PATHS)
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
-def test_graph(cell: str, dtype: str, path: str, tensors: Place) -> None:
+@pytest.mark.parametrize("memory", [{}, {"checkpoint_every": 4}])
+def test_graph(cell: str, dtype: str, path: str, memory: dict[str, Any], tensors: Place) -> None:
     """Forward and backward captured once, replayed with other numbers, lengths and resets: nothing waits for the host."""
     _cuda.set_path(path)
     sizes = {"T": 9, "B": 6, "I": 5, "H": 21, "num_layers": 2, "bidirectional": True, "dropout": 0.3, "reset": 0.2}
     case = case_of(cell, **sizes, lengths=True, return_states=False, dtype=dtype)
     given = [on_device(tensors.arrays(replace(case, seed=seed))) for seed in (0, 5)]
-    expected = [forward_and_backward(case, arrays) for arrays in given]
+    expected = [forward_and_backward(case, arrays, **memory) for arrays in given]
     captured = on_device(tensors.arrays(case))
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = forward_and_backward(case, captured)
+        found = forward_and_backward(case, captured, **memory)
     for i in (1, 0, 1):
         for target, source in zip(tensors_in(captured), tensors_in(given[i]), strict=True):
             target.copy_(source)

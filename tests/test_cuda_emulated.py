@@ -27,15 +27,18 @@ from cuda_cases import (
     FEW_MULTIPROCESSORS,
     HALF,
     HALF_PATHS,
+    LEAN,
     NUMPY,
     PATHS,
     PERSISTENT_SIZES,
     RANDOM,
     SIZES,
     check_clamped_lengths,
+    check_lean,
     check_on,
     check_random,
     everything_of,
+    lean_results,
     odd_size,
     plan_of,
     random_cases,
@@ -267,6 +270,85 @@ def test_streams_keep_c(dtype: str, proj: int) -> None:
     assert all(map(torch.equal, stream.get_state(), state))
 
 
+# ---- lean mode -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "path"), [("float64", ""), ("float32", "grid")])
+@pytest.mark.parametrize("case", variants())
+def test_lean(case: Case, dtype: str, path: str) -> None:
+    _cuda.set_path(path)
+    for memory in LEAN:
+        check_lean(NUMPY, replace(case, dtype=dtype), memory)
+
+
+@pytest.mark.parametrize(("dtype", "path"), HALF_PATHS)
+@pytest.mark.parametrize("case", variants("everything", "reset_to_rows"))
+def test_lean_in_half_precision(case: Case, dtype: str, path: str, fresh_memory_is_nan: None) -> None:
+    """c is kept as it is computed, not as it is stored."""
+    _cuda.set_path(path)
+    for memory in LEAN:
+        check_lean(torch_place("cpu"), replace(case, dtype=dtype), memory)
+
+
+@pytest.mark.parametrize(("dtype", "path"), PATHS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_lean_in_one_direction(cell: str, dtype: str, path: str) -> None:
+    """Where all but the gradients of weights are the same bits: the reverse direction's too, seen alone."""
+    _cuda.set_path(path)
+    more = {"lengths": True, "reset": 0.2, "reset_state": "rows", "hx": True}
+    case = case_of(cell, T=23, B=9, H=9, dtype=dtype, **more)
+    for every in (1, 8, 99):
+        check_lean(NUMPY, case, {"checkpoint_every": every})
+    both = replace(case, bidirectional=True)
+    arrays = make(both)
+    found, full = lean_results(NUMPY, both, {"checkpoint_every": 5}, arrays), run(both, arrays)
+    inexact = [name for name in full if name == "grad_x" or "weight" in name or "bias" in name]
+    assert_same({n: v for n, v in found.items() if n not in inexact}, {n: full[n] for n in full if n not in inexact})
+
+
+@pytest.mark.parametrize("case", variants("everything"))
+def test_lean_retain(case: Case) -> None:
+    """Any number of backward calls, the same each time: they leave the reserve as it was."""
+    arrays = make(case)
+    *_, ctx = functional.forward(
+        case.cell, arrays.x, arrays.hx, arrays.weights, checkpoint_every=2, **options(case, arrays)
+    )
+    grads = (arrays.grad_output, arrays.grad_state)
+    first, second = (functional.backward(ctx, *grads, retain=retain) for retain in (True, False))
+    map_arrays_together(np.testing.assert_array_equal, first, second)
+    with pytest.raises(RuntimeError, match="used up"):
+        functional.backward(ctx, *grads)
+    partial = functional.forward(
+        case.cell, arrays.x, arrays.hx, arrays.weights, checkpoint_every=2, **options(case, arrays)
+    )[-1]
+    grad_x, grad_state, none = functional.backward(partial, *grads, need_grad_weights=False)
+    map_arrays_together(np.testing.assert_array_equal, (grad_x, grad_state), first[:2])
+    assert none is None
+
+
+@pytest.mark.parametrize(("T", "B"), EMPTY)
+@pytest.mark.parametrize("cell", CELLS)
+def test_lean_empty(cell: str, T: int, B: int) -> None:
+    more = {"num_layers": 2, "bidirectional": True, "lengths": True, "reset": 0.3, "reset_state": "rows"}
+    check_lean(NUMPY, case_of(cell, T=T, B=B, **more), {"checkpoint_every": 2})
+
+
+def test_lean_memory() -> None:
+    """The context holds c before each window, and the outputs of the lower layers."""
+    T, B, H = 1000, 4, 8
+
+    def kept(cell: str, layers: int = 1, **memory: Any) -> float:
+        arrays = make(case_of(cell, T=T, B=B, H=H, num_layers=layers, dtype="float32"))
+        context = functional.forward(cell, arrays.x, None, arrays.weights, num_layers=layers, **memory)[-1]
+        return float(context.nbytes / (T * B * H * 4))
+
+    assert 4.9 < kept("lstm") < 5.1
+    assert kept("lstm", lean=True) < 1.0
+    assert kept("lstm", checkpoint_every=100) < 0.02
+    assert kept("gru", lean=True) < 0.01
+    assert 1.0 < kept("gru", layers=2, lean=True) < 1.01
+
+
 # ---- the call ------------------------------------------------------------------------------------------------------
 
 
@@ -385,7 +467,6 @@ def test_errors() -> None:
         (ValueError, r"lengths: expected shape \[2\]", {"lengths": [1, 2, 3]}),
         (TypeError, "lengths: expected integers", {"lengths": [1.0, 2.0]}),
         (ValueError, "dropout: expected a probability", {"dropout": 1.5}),
-        (ValueError, "lean", {"lean": True}),
         (ValueError, "weight_hh_l0", {"weights": [arrays.weights[0], arrays.weights[1][:, :2], *arrays.weights[2:]]}),
     ):
         with pytest.raises(error, match=match):

@@ -62,7 +62,7 @@ Config make_config(const std::string& cell, const std::string& dtype, const std:
 }
 
 ForwardArgs make_forward(const py::dict& views, int64_t steps, int64_t batch, double dropout, uint64_t seed,
-                         uint64_t call) {
+                         uint64_t call, std::optional<int64_t> checkpoint_every) {
   const Views v(views);
   ForwardArgs args{};
   args.steps = steps, args.batch = batch;
@@ -73,6 +73,7 @@ ForwardArgs make_forward(const py::dict& views, int64_t steps, int64_t batch, do
   args.hn = v.array("hn"), args.cn = v.array("cn"), args.running_c = v.array("running_c");
   args.h_all = v.data("h_all"), args.c_all = v.data("c_all");
   args.dropout = dropout, args.seed = seed, args.call = call;
+  args.lean = checkpoint_every.has_value(), args.checkpoint_every = checkpoint_every.value_or(0);
   return args;
 }
 
@@ -94,9 +95,10 @@ class Call {
  public:
   Call(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes, bool bias,
        const std::vector<double>& parameters, int64_t steps, int64_t batch, bool training, const py::dict& views,
-       const std::vector<View>& weights, double dropout, uint64_t seed, uint64_t call)
+       const std::vector<View>& weights, double dropout, uint64_t seed, uint64_t call,
+       std::optional<int64_t> checkpoint_every)
       : config_(make_config(cell, dtype, sizes, bias, parameters)),
-        args_(make_forward(views, steps, batch, training ? dropout : 0, seed, call)),
+        args_(make_forward(views, steps, batch, training ? dropout : 0, seed, call, checkpoint_every)),
         weights_(make_weights(weights)),
         training_(training) {}
 
@@ -157,10 +159,10 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<Call>(m, "Call", "One forward call, and its backward.")
       .def(py::init<const std::string&, const std::string&, const std::vector<int64_t>&, bool,
                     const std::vector<double>&, int64_t, int64_t, bool, const py::dict&, const std::vector<View>&,
-                    double, uint64_t, uint64_t>(),
+                    double, uint64_t, uint64_t, std::optional<int64_t>>(),
            py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("bias"), py::arg("parameters"),
            py::arg("steps"), py::arg("batch"), py::arg("training"), py::arg("views"), py::arg("weights"),
-           py::arg("dropout"), py::arg("seed"), py::arg("call"))
+           py::arg("dropout"), py::arg("seed"), py::arg("call"), py::arg("checkpoint_every"))
       .def("forward_bytes", &Call::forward_bytes, "(reserve, workspace)")
       .def("forward", &Call::forward, py::arg("reserve"), py::arg("workspace"), py::arg("stream"))
       .def("plan", &Call::plan, "Which kernels serve it, in words.")

@@ -45,9 +45,10 @@ struct Item {
   Sequence<T> h_all, c_all;
   Matrix<T> w_ih, w_hh, w_hr, b_ih, b_hh;  // biases are [1, G * H]
 
-  A* slots;  // [T, or steps of a chunk][B][S][H]
-  A* cells;  // [T or 1][B][H]: c after each step
-  A* raw;    // with projection, [T or 1][B][H]: h before it
+  A* slots;        // [T, or steps of a chunk or window][B][S][H]
+  A* cells;        // [T, window or 1][B][H]: c after each step
+  A* raw;          // with projection, [T, window or 1][B][H]: h before it
+  A* checkpoints;  // lean mode, [windows - 1][B][H]: c before each window but the first
 
   // Backward
   A* gate_grads;  // as slots; the same memory unless the slots are to be kept

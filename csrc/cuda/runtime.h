@@ -60,6 +60,7 @@ int64_t resident_blocks(Kernel, int, size_t) {
   return emulator::emulation().multiprocessors;
 }
 inline void clear(void* memory, size_t bytes, Stream) { memset(memory, 0, bytes); }
+inline void copy(void* to, const void* from, size_t bytes, Stream) { memcpy(to, from, bytes); }
 
 // All threads of a block wait until each of the flags is at least `epoch`: what was written before they were set is there.
 inline void await(const uint32_t* flags, int count, uint32_t epoch) {
@@ -139,6 +140,9 @@ int64_t resident_blocks(Kernel kernel, int threads, size_t bytes) {
 }
 inline void clear(void* memory, size_t bytes, Stream stream) {
   check(cudaMemsetAsync(memory, 0, bytes, stream), "memory was not cleared");
+}
+inline void copy(void* to, const void* from, size_t bytes, Stream stream) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "memory was not copied");
 }
 
 // All threads of a block wait until each of the flags is at least `epoch`: what was written before they were set is there.

@@ -23,7 +23,9 @@ class Call:
         dropout: float,
         seed: int,
         call: int,
-    ) -> None: ...
+        checkpoint_every: int | None,
+    ) -> None:
+        """`checkpoint_every`: None keeps gates, else lean; 0: windows of steps as the engine likes."""
     def forward_bytes(self) -> tuple[int, int]:
         """(reserve, workspace)"""
     def forward(self, reserve: int, workspace: int, stream: int) -> None: ...

@@ -405,6 +405,7 @@ def forward(
     lean : bool
         When training, keep no gates: the backward pass makes them again from `x` and `output`, to the same bits. The
         context then holds at most T·B·H values of a layer and direction beside its output.
+        On a CUDA device gradients that are sums over steps may differ in their last digits.
     checkpoint_every : int, optional
         Lean, and the state c is kept before every so many steps only (or a few more, where that costs nothing).
     parameters

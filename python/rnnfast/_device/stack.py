@@ -99,8 +99,6 @@ class Stack:
 
         `running_c` [L, B, H], in at least float32, is read in the place of c0 and takes the place of cn.
         """
-        if lean or checkpoint_every:
-            raise ValueError("lean, checkpoint_every: expected neither on a CUDA device, which has no lean mode yet")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout}")
         if not self.has_cell_state and not (c0 is None and reset_c is None):
@@ -136,6 +134,7 @@ class Stack:
             dropout=dropout if self.dropping else 0.0,
             seed=seed,
             call=call,
+            checkpoint_every=checkpoint_every if lean or checkpoint_every else None,
         )
         engine_call = make_call(views=views, weights=self.views_of(arguments, given.weights))
         reserve = self._run(arguments, engine_call)
