@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._strict import get_strict
 from .libraries import library_of
 
 
@@ -57,24 +59,32 @@ class Arguments:
         return self.keep(array)
 
     def integers(self, name: str, values: Any, shape: Sequence[int], dtype: str, most: int | None) -> Any:
-        """On the device, whatever they are; values on the host are checked, those on the device are clamped there."""
+        """On the device, whatever they are; values on the host are checked, those on the device are clamped there.
+
+        In strict mode those are checked too, for which the host waits.
+        """
         values = self.library.adopt(values)
         if self.library.owns(values) and not isinstance(values, np.ndarray):
             if self.library.dtype(values)[:3] not in ("int", "uin", "boo"):
                 raise TypeError(f"{name}: expected integers, got dtype {self.library.dtype(values)}")
             self._check(name, values, shape, self.library.dtype(values))
+            if get_strict() and self.library.dtype(values) != "bool":
+                self._check_range(name, values, most)
         else:
             values = np.asarray(values)
             if values.dtype.kind not in "iub" and values.size:
                 raise TypeError(f"{name}: expected integers, got dtype {values.dtype}")
             if tuple(values.shape) != tuple(shape):
                 raise ValueError(f"{name}: expected shape {list(shape)}, got {list(values.shape)}")
-            if most is not None and values.size and not 0 <= int(values.min()) <= int(values.max()) <= most:
-                raise ValueError(f"{name}: expected values within [0, {most}], got {values.tolist()}")
+            self._check_range(name, values, most)
             values = self.library.from_host(np.ascontiguousarray(values.astype(dtype)), self.like)
         if self.library.dtype(values) != dtype:
             values = self.library.astype(values, dtype)
         return self.keep(values)
+
+    def _check_range(self, name: str, values: Any, most: int | None) -> None:
+        if most is not None and math.prod(values.shape) and not 0 <= int(values.min()) <= int(values.max()) <= most:
+            raise ValueError(f"{name}: expected values within [0, {most}], got {values.tolist()}")
 
     def _check(self, name: str, array: Any, shape: Sequence[int | None], dtype: str | None) -> None:
         library, wanted = self.library, dtype or self.dtype

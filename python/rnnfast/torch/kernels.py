@@ -272,7 +272,10 @@ def _target(tensor: Tensor | None) -> Any:
 
 
 def _tensor(values: Any) -> Tensor | None:
-    return values if values is None or isinstance(values, Tensor) else torch.from_numpy(values)
+    """Of its own, as in `array`."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    return None if values is None else torch.from_numpy(values)
 
 
 def backward(
