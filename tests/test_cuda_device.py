@@ -499,6 +499,59 @@ def test_arrays_of_both_libraries() -> None:
         forward_and_backward(case, replace(arrays, x=cupy.asnumpy(arrays.x)))
 
 
+class Described:
+    """A tensor as `__cuda_array_interface__` of version 3 describes it: its producer works on `stream`, None on none."""
+
+    def __init__(self, tensor: Any, stream: int | None) -> None:
+        self.tensor, self.stream = tensor, stream
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self.tensor.__cuda_array_interface__, "version": 3, "stream": self.stream}
+
+
+@pytest.mark.parametrize("kind", ["none", "legacy", "per thread", "its own"])
+def test_described_arrays_and_their_streams(kind: str) -> None:
+    """None: there is nothing to wait for; 1, 2 and an address: a stream that may be busy still."""
+    cupy, place = pytest.importorskip("cupy"), cupy_place()
+    case = stream_case("float32")
+    arrays = place.arrays(case)
+    expected = forward_and_backward(case, arrays)
+    late = torch.full(tuple(arrays.x.shape), torch.nan, device=DEVICE)
+    own = torch.cuda.Stream()
+    number = {"none": None, "legacy": 1, "per thread": 2, "its own": own.cuda_stream}[kind]
+    stream = {"legacy": torch.cuda.default_stream(), "per thread": torch.cuda.ExternalStream(2)}.get(kind, own)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(DELAY)
+        late.copy_(torch.from_dlpack(arrays.x))
+    if number is None:
+        torch.cuda.synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as consumer:
+        found = forward_and_backward(case, replace(arrays, x=Described(late, number)))
+        consumer.synchronize()
+    for a, b in zip(flatten(found), flatten(expected), strict=True):
+        cupy.testing.assert_array_equal(a, b)
+
+
+def test_foreign_tensors_of_another_stream() -> None:
+    """PyTorch's own description names no stream: DLPack orders the two."""
+    cupy, place = pytest.importorskip("cupy"), cupy_place()
+    case = stream_case("float32")
+    arrays = place.arrays(case)
+    expected = forward_and_backward(case, arrays)
+    late = torch.full(tuple(arrays.x.shape), torch.nan, device=DEVICE)
+    torch.cuda.synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as consumer:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda._sleep(DELAY)
+            late.copy_(torch.from_dlpack(arrays.x))
+            found = forward_and_backward(case, replace(arrays, x=late))
+        consumer.synchronize()
+    for a, b in zip(flatten(found), flatten(expected), strict=True):
+        cupy.testing.assert_array_equal(a, b)
+
+
 def test_plans(tensors: Place) -> None:
     """All steps run in one launch where the weights fit, on this device too: one multiprocessor, or all of them."""
     assert plan_of(tensors, case_of("lstm", dtype="float32")).count("all steps in one launch (persistent kernel") == 2

@@ -498,35 +498,144 @@ def test_dropout_masks_are_the_reference(seed: int, call: int) -> None:
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-12, atol=1e-12)
 
 
-def test_foreign_arrays_come_through_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for CuPy: what names device memory in either way is taken without a copy."""
+class CupyArray(np.ndarray):
+    """A stand-in for cupy.ndarray in the emulator's memory."""
 
-    class Array(np.ndarray):
-        __module__ = "cupy"
-        device = nullcontext()
-        __cuda_array_interface__ = property(lambda self: {})
+    __module__ = "cupy"
+    device = nullcontext()
+    __cuda_array_interface__ = property(lambda self: {})
 
-    def asarray(value: Any) -> Array:
-        return getattr(value, "array", value).view(Array)
 
-    stand_in = SimpleNamespace(asarray=asarray, from_dlpack=asarray, ascontiguousarray=asarray)
-    stand_in.empty = lambda shape, dtype: np.empty(shape, dtype).view(Array)
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A stand-in for CuPy; `taken` says by which of its functions it took arrays of others."""
+
+    def take(way: str) -> Any:
+        def function(value: Any) -> CupyArray:
+            taken.append(way)
+            value.__dlpack__() if way == "from_dlpack" else getattr(value, "__cuda_array_interface__", None)
+            return np.asarray(getattr(value, "array", value)).view(CupyArray)
+
+        return function
+
+    taken: list[str] = []
+    stand_in = SimpleNamespace(taken=taken, asarray=take("asarray"), from_dlpack=take("from_dlpack"))
+    stand_in.ascontiguousarray = lambda a: np.ascontiguousarray(a).view(CupyArray)
+    stand_in.empty = lambda shape, dtype: np.empty(shape, dtype).view(CupyArray)
     stand_in.cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=0))
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
     monkeypatch.setattr(libraries.Cupy, "address", lambda self, array: array.ctypes.data)
     monkeypatch.setattr(libraries.Cupy, "place", lambda self, array: 0)
-    case = case_of("lstm", T=3, B=2, lengths=(3, 1))
+    return stand_in
+
+
+class ByDescription:
+    """A producer that has `__cuda_array_interface__` alone, as Numba's."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "stream": 1}
+
+
+class ByDlpack:
+    """One that has DLPack alone, on a kind of device."""
+
+    def __init__(self, array: Any, kind: int = 2) -> None:
+        self.array, self.kind = array, kind
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.kind, 0
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return None
+
+
+class ByBoth(ByDlpack, ByDescription):
+    """One that has both, as PyTorch's, whose description names no stream."""
+
+
+class ReadOnly(ByBoth):
+    """One that does not give what is read-only by DLPack."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise BufferError("read-only")
+
+
+class RequiresGrad(ReadOnly):
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        raise RuntimeError("use detach()")
+
+
+WAYS = {
+    "description": (ByDescription, {"asarray"}),
+    "dlpack": (ByDlpack, {"from_dlpack"}),
+    "managed memory": (lambda a: ByDlpack(a, 13), {"from_dlpack"}),
+    "both": (ByBoth, {"from_dlpack"}),  # which alone orders the streams
+    "read-only": (ReadOnly, {"from_dlpack", "asarray"}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_foreign_arrays_come_through_cupy(way: str, cupy: SimpleNamespace) -> None:
+    """What names device memory in either way is taken without a copy."""
+    case = case_of("lstm", T=3, B=2, return_states=False)
     arrays = make(case)
     expected = run(case, arrays)
-    foreign = (
-        lambda a: SimpleNamespace(array=a, __cuda_array_interface__={}),
-        lambda a: SimpleNamespace(array=a, __dlpack_device__=lambda: (2, 0)),
-    )
-    for wrap in foreign:
-        given = replace(arrays.map(wrap), weights=[asarray(w) for w in arrays.weights])
-        found = run(case, given)
-        assert all(type(value) is Array for value in found.values())
-        assert_same(found, expected)
+    wrap, functions = WAYS[way]
+    given = replace(arrays.map(wrap), weights=[w.view(CupyArray) for w in arrays.weights])
+    found = run(case, given)
+    assert set(cupy.taken) == functions
+    assert all(type(value) is CupyArray for value in found.values())
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("wrap", [ByDlpack, ReadOnly, RequiresGrad, lambda a: ByDlpack(a, 1)])
+def test_foreign_arrays_that_cannot_be_taken(wrap: Any, cupy: SimpleNamespace) -> None:
+    """The argument is named, whatever the producer raised; a host's array is no device's."""
+    case = case_of("gru", T=3, B=2)
+    arrays = make(case)
+    weights = [w.view(CupyArray) for w in arrays.weights]
+    if wrap is ByDlpack:
+        cupy.from_dlpack = lambda value: 1 / 0
+    if wrap is ReadOnly:
+        cupy.asarray = lambda value: 1 / 0
+    with pytest.raises(TypeError, match="^hx: expected a"):
+        functional.gru(arrays.x.view(CupyArray), wrap(arrays.hx), weights)
+
+
+@pytest.mark.parametrize("place", ["numpy", "torch"])
+def test_lengths_and_elements_that_lie_apart(place: str) -> None:
+    """Of lengths on the device every second one; steps from the last to the first; elements at odd addresses."""
+    case = case_of("lstm", T=6, B=4, lengths=(6, 0, 3, 5), reset=0.3)
+    arrays = make(case)
+    expected = run(case, arrays)
+    if place == "torch":
+        lengths = torch_place("cpu").send(np.repeat(arrays.lengths, 2), "int64")[::2]
+        found = torch_place("cpu")
+        assert_same(found.run(case, replace(found.arrays(case), lengths=lengths)), expected)
+        return
+    backwards = replace(arrays, x=np.ascontiguousarray(arrays.x[::-1])[::-1], reset=np.asfortranarray(arrays.reset))
+    assert_same(run(case, backwards), expected)
+
+    def shifted(a: Any) -> Any:
+        memory = np.zeros(a.nbytes + 3, np.uint8)
+        view = memory[3:].view(a.dtype) if a.nbytes == 0 else np.frombuffer(memory[3:], a.dtype).reshape(a.shape)
+        view[...] = a
+        return view
+
+    odd = arrays.map(shifted)
+    assert odd.x.ctypes.data % 8
+    assert_same(run(case, odd), expected)
+    packed = functional.pack("lstm", arrays.weights)
+    with pytest.raises(ValueError, match="output: expected elements at multiples of their size"):
+        packed.stack.forward(
+            *(arrays.x, None, None, packed.core, False, False, None, None, None, None, False, 0.0, 0, 0),
+            shifted(expected["output"]),
+        )
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -37,17 +37,27 @@ class Arguments:
         self.kept: list[Any] = []  # what must live as long as the call
 
     def array(self, name: str, array: Any, shape: Sequence[int | None], dtype: str | None = None) -> Any:
-        """`array` itself, or a copy where its last axis is not contiguous."""
-        array = self.library.adopt(array)
+        """`array` itself, or a copy where its last axis is not contiguous, or its elements lie at odd addresses."""
+        array = self.adopt(name, array)
         self._check(name, array, shape, dtype)
         rows = array.shape[-1] <= 1 or self.library.strides(array)[-1] == 1
-        aligned = self.library.address(array) % 2 == 0
-        return self.keep(array if rows and aligned else self.library.contiguous(array))
+        return self.keep(self._aligned(array if rows else self.library.contiguous(array)))
 
     def weight(self, name: str, array: Any, shape: Sequence[int]) -> Any:
         """Any strides will do."""
         self._check(name, array, shape, None)
-        return self.keep(array)
+        return self.keep(self._aligned(array))
+
+    def adopt(self, name: str, array: Any) -> Any:
+        """As `Library.adopt`, on the device and the stream of the call."""
+        try:
+            with self.library.current(self.like):
+                return self.library.adopt(array)
+        except Exception as error:  # whatever a foreign object raises
+            kind = f"{type(array).__module__}.{type(array).__qualname__}"
+            raise TypeError(
+                f"{name}: expected an array that {self.library.name} can take, got {kind} ({error})"
+            ) from error
 
     def target(self, name: str, array: Any, shape: Sequence[int]) -> Any:
         """The caller's memory where it is given, else fresh."""
@@ -56,6 +66,8 @@ class Arguments:
         self._check(name, array, shape, None)
         if array.shape[-1] > 1 and self.library.strides(array)[-1] != 1:
             raise ValueError(f"{name}: expected a contiguous last axis, got other strides")
+        if not self.library.aligned(array):
+            raise ValueError(f"{name}: expected elements at multiples of their size, got others")
         return self.keep(array)
 
     def integers(self, name: str, values: Any, shape: Sequence[int], dtype: str, most: int | None) -> Any:
@@ -63,7 +75,7 @@ class Arguments:
 
         In strict mode those are checked too, for which the host waits.
         """
-        values = self.library.adopt(values)
+        values = self.adopt(name, values)
         if self.library.owns(values) and not isinstance(values, np.ndarray):
             if self.library.dtype(values)[:3] not in ("int", "uin", "boo"):
                 raise TypeError(f"{name}: expected integers, got dtype {self.library.dtype(values)}")
@@ -80,7 +92,11 @@ class Arguments:
             values = self.library.from_host(np.ascontiguousarray(values.astype(dtype)), self.like)
         if self.library.dtype(values) != dtype:
             values = self.library.astype(values, dtype)
-        return self.keep(values)
+        flat = len(shape) == 1  # its layout is fixed
+        return self.keep(self._aligned(self.library.contiguous(values) if flat else values))
+
+    def _aligned(self, array: Any) -> Any:
+        return array if self.library.aligned(array) else self.library.copy(array)
 
     def _check_range(self, name: str, values: Any, most: int | None) -> None:
         if most is not None and math.prod(values.shape) and not 0 <= int(values.min()) <= int(values.max()) <= most:

@@ -94,7 +94,7 @@ class Context:
         def read(name: str, key: str, array: Any, shape: Sequence[int]) -> None:
             if array is not None:
                 whole = len(shape) == 4  # its layout is fixed
-                array = arguments.library.adopt(array)
+                array = arguments.adopt(name, array)
                 array = arguments.library.contiguous(array) if whole and arguments.library.owns(array) else array
                 given[key] = arguments.array(name, array, shape)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import extension
 
-DLPACK_CUDA = 2  # the kind of device, of DLPack's DLDeviceType
+DLPACK_CUDA = (2, 13)  # the kinds of device, of DLPack's DLDeviceType: CUDA, and its managed memory
 
 
 class Library:
@@ -35,6 +35,10 @@ class Library:
     def strides(self, array: Any) -> tuple[int, ...]:
         """In elements."""
         return tuple(stride // array.itemsize for stride in array.strides)
+
+    def aligned(self, array: Any) -> bool:
+        """Whether every element lies at a multiple of its size, as a device wants it."""
+        return not any(place % array.itemsize for place in (self.address(array), *array.strides))
 
     def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
         return np.empty(shape, dtype)
@@ -71,13 +75,19 @@ class Cupy(Library):
         return type(array).__module__.partition(".")[0] == "cupy" and hasattr(array, "__cuda_array_interface__")
 
     def adopt(self, array: Any) -> Any:
-        """CuPy waits for the stream that such an array names, or tells it of its own (DLPack)."""
+        """By DLPack, which orders the two streams on the device; by `__cuda_array_interface__` where an array has no DLPack or
+        refuses it (read-only ones of some libraries): CuPy then waits for the stream that it names.
+        """
         if array is None or isinstance(array, np.ndarray) or self.owns(array):
             return array
-        if hasattr(array, "__cuda_array_interface__"):
-            return self.cupy.asarray(array)
-        on_device = hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] == DLPACK_CUDA
-        return self.cupy.from_dlpack(array) if on_device else array
+        described = hasattr(type(array), "__cuda_array_interface__") or hasattr(array, "__cuda_array_interface__")
+        if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in DLPACK_CUDA:
+            try:
+                return self.cupy.from_dlpack(array)
+            except BufferError:
+                if not described:
+                    raise
+        return self.cupy.asarray(array) if described else array
 
     @property
     def cupy(self) -> Any:
@@ -127,6 +137,9 @@ class Torch(Library):
 
     def strides(self, array: Any) -> tuple[int, ...]:
         return tuple(array.stride())
+
+    def aligned(self, array: Any) -> bool:
+        return bool(array.data_ptr() % array.element_size() == 0)
 
     def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
         return self.torch.empty(tuple(shape), dtype=getattr(self.torch, dtype), device=like.device)
