@@ -73,6 +73,29 @@ def test_the_suite_has_rows_of_every_region() -> None:
     assert len(suites.gpu_grid()) == len(set(suites.gpu_grid()))
 
 
+def test_the_suite_has_what_it_is_to_show() -> None:
+    """Each cell with and without the input product, ragged, in both directions, streamed; DeepBench; in about 150 rows."""
+    rows = suites.rows_of("gpu")
+    assert 130 <= len(rows) == len(set(rows)) <= 170
+    there = {(r.family, r.mode, r.dtype, r.T, r.B, r.I, r.H, bool(r.ragged), r.bidirectional) for r in rows}
+    for cell in ("lstm", "gru", "rnn"):
+        for mode in ("infer", "train"):
+            for dtype in ("float32", "bfloat16"):
+                for input_size in (8, 256):
+                    assert (cell, mode, dtype, 256, 64, input_size, 256, False, False) in there
+                assert (cell, mode, dtype, 200, 64, 256, 256, True, False) in there
+            assert (cell, mode, "bfloat16", 200, 32, 256, 256, False, True) in there
+            for dtype in ("float32", "float16"):
+                assert any(key[:3] == (cell, mode, dtype) for key in there)
+        assert (cell, "step", "float32", 1, 1, 128, 128, False, False) in there
+    deepbench = [("lstm", 25, b, h) for b in (16, 64, 128) for h in (512, 1024, 2048)]
+    deepbench += [("lstm", 150, 64, 256), ("gru", 1500, 32, 1024), ("rnn", 50, 32, 1760)]
+    for cell, steps, batch, size in deepbench:
+        for mode in ("infer", "train"):
+            for dtype in ("float32", "float16"):
+                assert (cell, mode, dtype, steps, batch, size, size, False, False) in there
+
+
 # ---- records -------------------------------------------------------------------------------------------------------
 
 
