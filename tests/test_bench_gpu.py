@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
@@ -256,6 +259,38 @@ def test_the_script_adds_runs_up(stand_ins: None, monkeypatch: pytest.MonkeyPatc
     shown = capsys.readouterr().out
     assert "small H" in shown
     assert "times faster than cuDNN" in shown
+
+
+STUB = """#!/bin/sh
+# In the place of python: everything succeeds, the two measurements write what they were given and a line more.
+case "$1 $2" in
+  "bench/gpu.py rows" | "bench/gpu.py scaling") echo "$2 $RNNFAST_COMMIT" >>"$4" ;;
+  "bench/gpu.py table") echo "the table" ;;
+esac
+"""
+
+
+def test_the_command_adds_runs_up_in_bench_results(tmp_path: Path) -> None:
+    """Twice, with all that it starts replaced: the second run begins with what the first has left."""
+    root = Path(__file__).resolve().parent.parent
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    shutil.copy(root / "bench" / "gpu.sh", tmp_path / "bench")
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(stub), "RNNFAST_COMMIT": "abc"}
+    for run in ("first", "second"):
+        done = subprocess.run(
+            ["bash", tmp_path / "bench" / "gpu.sh", tmp_path / run],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "the table" in done.stdout.partition("======== scaling")[2]
+    for name in ("gpu", "scaling"):
+        lines = (tmp_path / "bench" / "results" / f"{name}.json").read_text().splitlines()
+        assert lines == [f"{'rows' if name == 'gpu' else name} abc"] * 2
 
 
 def load_script() -> Any:
