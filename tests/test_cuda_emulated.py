@@ -238,6 +238,33 @@ def test_rounding_of_products(dtype: str) -> None:
     assert (expected.isinf().any()) == (dtype == "float16")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("proj", [0, 3])
+def test_streams_keep_c(dtype: str, proj: int) -> None:
+    """Step by step the same bits as in one call, which rounds c nowhere; so do a fork and rows in another order."""
+    torch = pytest.importorskip("torch")
+    _cuda.set_path("generic")  # one order of sums for both
+    place, case = torch_place("cpu"), case_of("lstm", T=12, B=3, H=7, proj=proj, num_layers=2, dtype=dtype, reset=0.1)
+    arrays = place.arrays(case)
+    whole, state, _ = functional.lstm(arrays.x, None, arrays.weights, num_layers=2, reset=arrays.reset, training=False)
+    stream = functional.Stream("lstm", functional.pack("lstm", arrays.weights, num_layers=2), 3, num_layers=2)
+    fork, rows = None, [0, 1, 2]
+    for t in range(12):
+        assert torch.equal(stream.step(arrays.x[t], arrays.reset[t]), whole[t])
+        if fork is not None:
+            assert torch.equal(fork.step(arrays.x[t][rows], arrays.reset[t][rows]), whole[t][rows])
+        if t == 5:
+            fork = stream.fork()
+        if t == 8:
+            rows = [2, 0, 0]
+            fork.reorder(rows)
+    for found, expected in zip(stream.get_state(), state, strict=True):
+        assert found.dtype == expected.dtype == getattr(torch, dtype)
+        assert torch.equal(found, expected)
+    stream.set_state(state)
+    assert all(map(torch.equal, stream.get_state(), state))
+
+
 # ---- the call ------------------------------------------------------------------------------------------------------
 
 

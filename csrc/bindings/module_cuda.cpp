@@ -70,7 +70,7 @@ ForwardArgs make_forward(const py::dict& views, int64_t steps, int64_t batch, do
   args.lengths = static_cast<const int64_t*>(v.data("lengths"));
   args.h0 = v.array("h0"), args.c0 = v.array("c0");
   args.reset_h = v.array("reset_h"), args.reset_c = v.array("reset_c");
-  args.hn = v.array("hn"), args.cn = v.array("cn");
+  args.hn = v.array("hn"), args.cn = v.array("cn"), args.running_c = v.array("running_c");
   args.h_all = v.data("h_all"), args.c_all = v.data("c_all");
   args.dropout = dropout, args.seed = seed, args.call = call;
   return args;

@@ -59,6 +59,7 @@ struct ForwardArgs {
   Array3 reset_h, reset_c;                  // [L * D, B or 1, .] (stride1 0 when 1); null: zeros
   Array3 hn, cn;                            // [L * D, B, .]
   void *h_all = nullptr, *c_all = nullptr;  // [T, L * D, B, .] contiguous; null: unwanted
+  Array3 running_c;  // CUDA: read in the place of c0, written in that of cn, in at least float32; null: those are
   double dropout = 0;
   uint64_t seed = 0, call = 0;
   // Training: keep no gates, and c only before every few steps (at least `checkpoint_every`; 0: as the plan likes). The

@@ -144,6 +144,7 @@ class Call {
     item.h0 = rows<const T>(args_.h0, index), item.c0 = rows<const T>(args_.c0, index);
     item.reset_h = rows<const T>(args_.reset_h, index), item.reset_c = rows<const T>(args_.reset_c, index);
     item.hn = rows<T>(args_.hn, index), item.cn = rows<T>(args_.cn, index);
+    item.running_c = rows<A>(args_.running_c, index);
     item.h_all = states<T>(args_.h_all, index, config_.states(), args_.batch, P);
     item.c_all = states<T>(args_.c_all, index, config_.states(), args_.batch, H);
     return item;

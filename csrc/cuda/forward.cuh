@@ -66,7 +66,11 @@ RNNFAST_FN void write_c(const Item<T>& item, int64_t t, int64_t b, int64_t u, bo
   const T value = rounded<T>(active ? c : Arithmetic<T>(0));
   if (active) cell_state(item, t, b, u) = c;
   if (item.c_all.data) at(item.c_all, t, b)[u] = value;
-  if (active && is_last(item, t, b)) row_or_null(item.cn, b)[u] = value;
+  if (!active || !is_last(item, t, b)) return;
+  if (item.running_c.data)
+    row_or_null(item.running_c, b)[u] = c;
+  else
+    row_or_null(item.cn, b)[u] = value;
 }
 
 // What the cell needs of unit u beside the recurrent product: pre-activations from the input product with the biases of

@@ -41,6 +41,7 @@ struct Item {
   const int64_t* lengths;  // [B] on the device, clamped here; null: all T
   Rows<const T> h0, c0, reset_h, reset_c;
   Rows<T> hn, cn;
+  Rows<A> running_c;  // if it is there, c before the first step and after the last: not c0 and cn
   Sequence<T> h_all, c_all;
   Matrix<T> w_ih, w_hh, w_hr, b_ih, b_hh;  // biases are [1, G * H]
 
@@ -125,7 +126,8 @@ RNNFAST_FN Arithmetic<T> read_unit(const T* row, int64_t u) {
 template <class T>
 RNNFAST_FN Arithmetic<T> previous_cell(const Item<T>& item, int64_t t, int64_t b, int64_t u) {
   if (is_cut(item, t, b)) return read_unit(row_or_null(item.reset_c, b), u);
-  if (is_first(item, t, b)) return read_unit(row_or_null(item.c0, b), u);
+  if (is_first(item, t, b))
+    return item.running_c.data ? row_or_null(item.running_c, b)[u] : read_unit(row_or_null(item.c0, b), u);
   return cell_state(item, item.reverse ? t + 1 : t - 1, b, u);
 }
 

@@ -421,8 +421,12 @@ class Stack:
         packed: Packed | None = None,
         lean: bool = False,
         checkpoint_every: int = 0,
+        running_c: Any = None,
     ) -> tuple[Any, ...]:
-        """(output, hn, cn, h_all, c_all, context); what was not asked for, or does not exist, is None."""
+        """(output, hn, cn, h_all, c_all, context); what was not asked for, or does not exist, is None.
+
+        `running_c` [L, B, H], in at least float32, is read in the place of c0 and takes the place of cn.
+        """
         if lean or checkpoint_every:
             raise ValueError("lean, checkpoint_every: expected neither on a CUDA device, which has no lean mode yet")
         if not 0 <= dropout <= 1:
@@ -441,7 +445,7 @@ class Stack:
         matrices = self._weights(arguments, given)
         output = arguments.target("output", output, (*outer, self.directions * self.P))
         hn = arguments.target("hn", hn, (self.states, batch, self.P))
-        if self.has_cell_state:
+        if self.has_cell_state and running_c is None:
             cn = arguments.target("cn", cn, (self.states, batch, self.H))
         h_all = arguments.empty((steps, self.states, batch, self.P)) if return_states else None
         c_all = arguments.empty((steps, self.states, batch, self.H)) if return_states and self.has_cell_state else None
@@ -454,6 +458,7 @@ class Stack:
             "reset_c": arguments.state(self._state(arguments, "reset_state", reset_c, batch, self.H, True)),
             "hn": arguments.view(hn),
             "cn": arguments.view(cn),
+            "running_c": arguments.view(arguments.keep(running_c)),
             "h_all": arguments.view(h_all),
             "c_all": arguments.view(c_all),
         }
@@ -505,7 +510,10 @@ class Stack:
 
 
 class Stream:
-    """One step after another, with pinned weights and the state inside: the interface of ``_core.Stream``."""
+    """One step after another, with pinned weights and the state inside: the interface of ``_core.Stream``.
+
+    c is kept as it is computed, in at least float32, whatever the dtype of the layers.
+    """
 
     def __init__(self, layers: Stack, packed: Packed, batch_size: int) -> None:
         self.closed = False
@@ -519,11 +527,11 @@ class Stream:
             raise ValueError(f"x_t: expected shape [{self._batch}, {self._layers.input_size}], got {x_t!r:.80}")
         if reset is not None and not owns(reset):
             reset = np.asarray(reset)
-        h0, c0 = self._state
-        output, *state = self._layers.forward(
+        h0, c = self._state
+        output, h = self._layers.forward(
             x=x_t[None],
             h0=h0,
-            c0=c0,
+            c0=None,
             weights=self._packed,
             batch_first=False,
             training=False,
@@ -536,13 +544,15 @@ class Stream:
             seed=0,
             call=0,
             output=None if out is None else out[None],
-        )[:3]
-        self._state = state
+            running_c=c,
+        )[:2]
+        self._state = [h, c]
         return output[0] if out is None else out
 
     def get_state(self) -> Any:
         self._require_open()
-        h, c = (None if s is None else self._arguments.library.copy(s) for s in self._state)
+        library = self._arguments.library
+        h, c = (None if s is None else library.astype(library.copy(s), self._layers.dtype) for s in self._state)
         return (h, c) if self._layers.has_cell_state else h
 
     def set_state(self, h: Any, c: Any = None) -> None:
@@ -554,13 +564,19 @@ class Stream:
         for i, given in enumerate((h, c)):
             if given is not None:
                 checked = arguments.array("state", given, tuple(state[i].shape))
-                state[i] = arguments.library.copy(checked)
+                state[i] = arguments.library.copy(arguments.library.astype(checked, arguments.library.dtype(state[i])))
         self._state = state
 
     def reorder(self, rows: Any) -> None:
         self._require_open()
         rows = self._arguments.library.from_host(np.asarray(rows), self._arguments.like) if not owns(rows) else rows
-        self._state = [None if s is None else s[:, rows] for s in self._state]
+        self._state = [None if s is None else self._arguments.library.contiguous(s[:, rows]) for s in self._state]
+
+    def fork(self) -> Stream:
+        self._require_open()
+        other = Stream(self._layers, self._packed, self._batch)
+        other._state = [None if s is None else self._arguments.library.copy(s) for s in self._state]
+        return other
 
     def set_packed(self, packed: Packed) -> None:
         self._require_open()
@@ -570,9 +586,12 @@ class Stream:
         self.closed, self._state = True, []
 
     def _zeros(self) -> list[Any]:
-        layers, arguments = self._layers, Arguments(self._layers.dtype, self._arguments.like)
-        h = arguments.zeros((layers.states, self._batch, layers.P))
-        return [h, arguments.zeros((layers.states, self._batch, layers.H)) if layers.has_cell_state else None]
+        layers, like = self._layers, self._arguments.like
+        h = Arguments(layers.dtype, like).zeros((layers.states, self._batch, layers.P))
+        if not layers.has_cell_state:
+            return [h, None]
+        c_dtype = "float64" if layers.dtype == "float64" else "float32"
+        return [h, Arguments(c_dtype, like).zeros((layers.states, self._batch, layers.H))]
 
     def _require_open(self) -> None:
         if self.closed:

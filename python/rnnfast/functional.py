@@ -556,10 +556,10 @@ class Stream:
 
     __slots__ = ("_cell", "_core", "_has_cell_state", "step")
 
-    def __init__(self, cell: str, packed: Packed, batch_size: int, *, num_layers: int = 1, core: Any = None) -> None:
+    def __init__(self, cell: str, packed: Packed, batch_size: int, *, num_layers: int = 1) -> None:
         weights = _check_packed("packed", cell, packed)
         engine: Any = _device if isinstance(packed.stack, _device.Stack) else _core
-        self._core = core or engine.Stream(packed.stack, weights, _count("batch_size", batch_size))
+        self._core = engine.Stream(packed.stack, weights, _count("batch_size", batch_size))
         self._cell, self._has_cell_state = cell, CELLS[cell].has_cell_state
         self.step = self._core.step  # nothing between the caller and the kernel
 
@@ -574,6 +574,13 @@ class Stream:
     def reorder(self, rows: Any) -> None:
         """Row i takes the state of row ``rows[i]``."""
         self._core.reorder(integers("rows", rows))
+
+    def fork(self) -> Stream:
+        """Another that goes on from here on its own, with the same weights."""
+        other = object.__new__(Stream)
+        other._core, other._cell, other._has_cell_state = self._core.fork(), self._cell, self._has_cell_state
+        other.step = other._core.step
+        return other
 
     def set_packed(self, packed: Packed) -> None:
         """Take other weights of the same configuration; the state stays."""
