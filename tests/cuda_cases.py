@@ -130,17 +130,71 @@ def check_on(place: Place, case: Case, grad_floor: float = 0.0, slack: float = 1
 
 
 def check_half(place: Place, case: Case) -> None:
-    """What is stored is rounded at every step, so that the error grows with the steps and the layers."""
+    check_rounded(place, case, HALF[case.dtype])
+
+
+def check_tf32(place: Place, case: Case) -> None:
+    """With TF32 on: as if what is multiplied had come from float16, which has as many bits."""
+    check_rounded(place, replace(case, dtype="float32"), HALF["float16"])
+
+
+def check_rounded(place: Place, case: Case, epsilon: float) -> None:
+    """What is stored, or multiplied, is rounded at every step, so that the error grows with the steps and the layers."""
     arrays = place.arrays(case)
-    truth = results(reference, in_numpy(case), arrays.map(lambda a: place.fetch(a).astype("float64")))
+    exact = arrays.map(lambda a: place.fetch(a).astype("float64"))
+    truth = results(reference, replace(case, dtype="float64"), exact)
     found = results(functional, case, arrays)
     assert found.keys() == truth.keys()
     for name, value in place.fetched(found).items():
         assert str(found[name].dtype).removeprefix("torch.") == case.dtype
         kink = "relu" in case.cell and name.startswith("grad")
-        error = (mean_error if kink else normwise_error)(value, truth[name], 0.1) / HALF[case.dtype]
+        error = (mean_error if kink else normwise_error)(value, truth[name], 0.1) / epsilon
         limit = 100 if kink else 12
         assert error <= limit, f"{name}: expected an error up to {limit} epsilon, got {error:.1f}"
+
+
+def tf32(array: Any) -> Any:
+    """float32 to the nearest TF32 number, ties away from zero, as float64."""
+    bits = np.ascontiguousarray(array, "float32").view("uint32") + np.uint32(1 << 12)
+    return (bits & np.uint32(0xFFFFE000)).view("float32").astype("float64")
+
+
+def check_tf32_products(place: Place, B: int, width: int, H: int) -> None:
+    """One step of a ReLU network is its products. They are those of the rounded operands, to the precision of float32 sums;
+    and so within 2**-10 of the sums of sizes of what they would be without rounding.
+    """
+    rng = np.random.default_rng(B)
+    x, h0, grad = (rng.standard_normal(s).astype("float32") for s in ((1, B, width), (1, B, H), (1, B, H)))
+    w_ih, w_hh = (rng.standard_normal(s).astype("float32") for s in ((H, width), (H, H)))
+    x[0, 0, 0], w_ih[:, 0] = (
+        1,
+        1 + 2.0**-11 * np.where(np.arange(H) % 2, 1, -1 / 2),
+    )  # ties, and what truncation would lose
+
+    sent = [place.send(a, "float32") for a in (x, h0, w_ih, w_hh, grad)]
+    output, _, context = functional.rnn(sent[0], sent[1], sent[2:4], nonlinearity="relu", training=True)
+    gradients = functional.backward(context, sent[4])
+    found = [place.fetch(output)[0], place.fetch(gradients[0])[0], place.fetch(gradients[1])[0]]
+    found += [place.fetch(g) for g in gradients[2]]
+    dz = grad[0] * (found[0] > 0)
+    products = [
+        [(x[0], w_ih.T), (h0[0], w_hh.T)],
+        [(dz, w_ih)],
+        [(dz, w_hh)],
+        [(dz.T, x[0])],
+        [(dz.T, h0[0])],
+    ]
+    for value, pairs in zip(found, products, strict=True):
+        rounded = sum(tf32(a) @ tf32(b) for a, b in pairs)
+        exact = sum(a.astype("float64") @ b.astype("float64") for a, b in pairs)
+        sizes = sum(abs(a).astype("float64") @ abs(b).astype("float64") for a, b in pairs)
+        depth = sum(a.shape[1] for a, b in pairs)
+        if value is found[0]:
+            rounded, exact = np.maximum(rounded, 0), np.maximum(exact, 0)
+        float32_sums = 2 * depth * 2.0**-24 * sizes
+        assert (abs(value - rounded) <= float32_sums).all()
+        assert (abs(value - exact) <= 2.0**-10 * (1 + 2.0**-12) * sizes + float32_sums).all()
+        assert abs(rounded - exact).max() > float32_sums.max()  # so that the first of these could fail
 
 
 def mean_error(found: Any, truth: Any, floor: float) -> float:

@@ -29,6 +29,8 @@ from cuda_cases import (
     check_clamped_lengths,
     check_on,
     check_random,
+    check_tf32,
+    check_tf32_products,
     cupy_place,
     everything_of,
     odd_size,
@@ -117,6 +119,26 @@ def test_grids_repeat_their_bits(cell: str, B: int, H: int, dtype: str, tensors:
                     busy @ busy
         found = forward_and_backward(case, arrays)
         assert all(map(torch.equal, flatten(found), flatten(expected)))
+
+
+@pytest.fixture
+def tf32_on() -> Iterator[None]:
+    rnnfast.set_tf32(True)
+    yield
+    rnnfast.set_tf32(False)
+
+
+@pytest.mark.parametrize("sizes", GRID_SIZES[:3])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_tf32_grids(cell: str, sizes: dict[str, Any], tensors: Place, tf32_on: None) -> None:
+    check_tf32(tensors, case_of(cell, **sizes, bidirectional=True, hx=True))
+
+
+@pytest.mark.parametrize("path", ["grid", "generic"])
+@pytest.mark.parametrize(("B", "width", "H"), [(3, 33, 20), (19, 70, 67), (64, 256, 512)])
+def test_tf32_products(path: str, B: int, width: int, H: int, tensors: Place, tf32_on: None) -> None:
+    _cuda.set_path(path)
+    check_tf32_products(tensors, B, width, H)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -34,6 +34,8 @@ from cuda_cases import (
     check_clamped_lengths,
     check_on,
     check_random,
+    check_tf32,
+    check_tf32_products,
     everything_of,
     odd_size,
     plan_of,
@@ -41,7 +43,7 @@ from cuda_cases import (
     torch_place,
 )
 from reference_cases import Case, make, map_arrays, options, poison_padding, results, valid_mask
-from rnnfast import _device, functional, reference
+from rnnfast import _device, _tf32, functional, reference
 from rnnfast.cli import selftest, selftest_cases, selftest_worker
 from test_kernels import CELLS, assert_same, case_of, check, truth_of, variants
 
@@ -188,6 +190,70 @@ def test_empty(cell: str, T: int, B: int) -> None:
 @RANDOM
 def test_random_configurations(case: Case) -> None:
     check_random(NUMPY, case)
+
+
+# ---- float32 with products in TF32 ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tf32_on() -> Iterator[None]:
+    rnnfast.set_tf32(True)
+    yield
+    rnnfast.set_tf32(False)
+
+
+@pytest.mark.parametrize("path", ["", "grid", "generic"])
+@pytest.mark.parametrize("case", [p for p in variants() if "relu" not in p.values[0].cell])  # whose kink has no bound
+def test_tf32(case: Case, path: str, tf32_on: None) -> None:
+    _cuda.set_path(path)
+    check_tf32(NUMPY, case)
+
+
+@pytest.mark.parametrize("path", ["grid", "generic"])
+@pytest.mark.parametrize(("B", "width", "H"), [(3, 33, 20), (19, 70, 67), (1, 5, 130)])
+def test_tf32_products(path: str, B: int, width: int, H: int, tf32_on: None) -> None:
+    _cuda.set_path(path)
+    check_tf32_products(NUMPY, B, width, H)
+
+
+@pytest.mark.parametrize(("multiprocessors", "sizes"), FEW_MULTIPROCESSORS)
+def test_tf32_grids(multiprocessors: int, sizes: dict[str, Any], tf32_on: None) -> None:
+    _cuda.set_path("grid")
+    _cuda.set_multiprocessors(multiprocessors)
+    case = case_of("gru", **sizes, bidirectional=True, dtype="float32", hx=True)
+    assert plan_of(NUMPY, case).count("grid kernel in tf32") == 2
+    check_tf32(NUMPY, case)
+
+
+def test_tf32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off at first; for float32 alone; a backward does as its forward did."""
+    assert not rnnfast.get_tf32()
+    case = case_of("lstm", H=200, T=4, dtype="float32", hx=True)
+    arrays, exact, plan = make(case), run(case), plan_of(NUMPY, case)
+    assert "tf32" not in plan
+    *_, before = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
+    rnnfast.set_tf32(True)
+    try:
+        words = plan_of(NUMPY, case)
+        assert words.count("(grid kernel in tf32: ") == 2
+        assert words.endswith("; products over all steps in tf32")
+        assert "(generic kernel in tf32: so few steps" in plan_of(NUMPY, replace(case, T=3))
+        for name, value in run(case).items():
+            assert (value != exact[name]).any()
+        assert "tf32" not in plan_of(NUMPY, replace(case, dtype="float64"))
+        assert before.plan == plan
+        gradients = functional.backward(before, arrays.grad_output, arrays.grad_state, grad_states=arrays.grad_states)
+        np.testing.assert_array_equal(gradients[0], exact["grad_x"])
+    finally:
+        rnnfast.set_tf32(False)
+    with pytest.raises(TypeError, match="flag: expected a bool, got int"):
+        rnnfast.set_tf32(1)  # type: ignore[arg-type]
+    for value, expected in {"1": True, "0": False, "": False}.items():
+        monkeypatch.setenv("RNNFAST_TF32", value)
+        assert _tf32._initial() is expected
+    monkeypatch.setenv("RNNFAST_TF32", "yes")
+    with pytest.raises(ValueError, match="RNNFAST_TF32: expected 0 or 1, got 'yes'"):
+        _tf32._initial()
 
 
 # ---- float16 and bfloat16 ------------------------------------------------------------------------------------------

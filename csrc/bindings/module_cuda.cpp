@@ -43,7 +43,7 @@ class Views {
 };
 
 Config make_config(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes, bool bias,
-                   const std::vector<double>& parameters) {
+                   const std::vector<double>& parameters, bool tf32) {
   Config config{-1, Dtype::kFloat32, sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4), bias, {}};
   for (int i = 0; i < kCellCount; ++i)
     if (cell == kCells[i].name) config.cell = i;
@@ -56,6 +56,7 @@ Config make_config(const std::string& cell, const std::string& dtype, const std:
     config.dtype = Dtype::kBfloat16;
   else if (dtype != "float32")
     throw py::type_error("dtype: expected float32, float64, float16 or bfloat16, got " + dtype);
+  config.tf32 = tf32 && config.dtype == Dtype::kFloat32;
   if (parameters.size() > 4) throw py::value_error("parameters: expected at most 4");
   std::copy(parameters.begin(), parameters.end(), config.parameters);
   return config;
@@ -94,8 +95,8 @@ class Call {
  public:
   Call(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes, bool bias,
        const std::vector<double>& parameters, int64_t steps, int64_t batch, bool training, const py::dict& views,
-       const std::vector<View>& weights, double dropout, uint64_t seed, uint64_t call)
-      : config_(make_config(cell, dtype, sizes, bias, parameters)),
+       const std::vector<View>& weights, double dropout, uint64_t seed, uint64_t call, bool tf32)
+      : config_(make_config(cell, dtype, sizes, bias, parameters, tf32)),
         args_(make_forward(views, steps, batch, training ? dropout : 0, seed, call)),
         weights_(make_weights(weights)),
         training_(training) {}
@@ -157,10 +158,10 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<Call>(m, "Call", "One forward call, and its backward.")
       .def(py::init<const std::string&, const std::string&, const std::vector<int64_t>&, bool,
                     const std::vector<double>&, int64_t, int64_t, bool, const py::dict&, const std::vector<View>&,
-                    double, uint64_t, uint64_t>(),
+                    double, uint64_t, uint64_t, bool>(),
            py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("bias"), py::arg("parameters"),
            py::arg("steps"), py::arg("batch"), py::arg("training"), py::arg("views"), py::arg("weights"),
-           py::arg("dropout"), py::arg("seed"), py::arg("call"))
+           py::arg("dropout"), py::arg("seed"), py::arg("call"), py::arg("tf32"))
       .def("forward_bytes", &Call::forward_bytes, "(reserve, workspace)")
       .def("forward", &Call::forward, py::arg("reserve"), py::arg("workspace"), py::arg("stream"))
       .def("plan", &Call::plan, "Which kernels serve it, in words.")

@@ -145,14 +145,16 @@ void launch_padding(Kernel kernel, const Items<T>& items, Stream stream) {
 
 // ---- forward ------------------------------------------------------------------------------------------------------
 
+constexpr bool kExactInTf32 = sizeof(T) < sizeof(float);  // x and weights of 16 bits
+
 // The input products of the steps with numbers [begin, end), whose slots lie together.
 void input_products(Items<T>& items, int64_t begin, int64_t end, Stream stream) {
   for (int64_t d = 0; d < items.count; ++d) {
     Item<T>& item = items.item[d];
     const int64_t first = item.reverse ? item.steps - end : begin;
     item.first_kept = item.keep ? 0 : first;
-    launch_product<A>({(end - begin) * item.batch, item.gates * item.H, item.I, 1}, InputRows<T>{item, first},
-                      InputWeights<T>{item},
+    launch_product<A>({(end - begin) * item.batch, item.gates * item.H, item.I, 1}, kExactInTf32 || item.tf32,
+                      InputRows<T>{item, first}, InputWeights<T>{item},
                       DenseRows<A>{item.slots + slot_index(item, first, 0, 0), item.slot_count * item.H}, stream);
   }
 }
@@ -276,7 +278,7 @@ void weight_product(int64_t rows, int64_t columns, const TimeColumns<A>& left, c
                     const Item<T>& item, A* partials, const WeightTarget<T>& target, Stream stream) {
   const ProductSize size = BackwardMemory::weight_size(rows, columns, item.steps * item.batch);
   const Partials<A> parts{partials, rows, columns};
-  launch_product<A>(size, left, right, parts, stream);
+  launch_product<A>(size, item.tf32, left, right, parts, stream);
   launch(add_parts_kernel<T>, blocks_for(rows * columns), dim3(kThreads), stream, parts, size.parts, target);
 }
 
@@ -329,7 +331,7 @@ void backward_call(Call<T>& call, const BackwardMemory& memory, const BackwardAr
       weight_gradients(items.item[d], gradients.grad_weights[layer * items.count + d], memory.partials(), stream);
     const Sequence<T> target = memory.grad_input(layer);
     if (!target.data) continue;
-    launch_product<A>({item.steps * item.batch, item.I, items.count * item.gates * item.H, 1},
+    launch_product<A>({item.steps * item.batch, item.I, items.count * item.gates * item.H, 1}, item.tf32,
                       GateGradientRows<T>{items}, InputWeightRows<T>{items}, SequenceRows<T>{target, item.batch},
                       stream);
     if (layer > 0 && call.drops()) launch_dropout(call, layer - 1, target, target, stream);
@@ -412,15 +414,17 @@ std::string describe(const Config& config, const ForwardArgs& args, const Plan& 
     return "all steps in one launch (persistent kernel: " + std::to_string(block.batch_slices) + " blocks of " +
            std::to_string(block.threads) + " threads, each with " + std::to_string(block.rows) +
            (block.rows == 1 ? " sequence)" : " sequences)");
-  if (plan.grid.possible) return "all steps in one launch (grid kernel: " + in_words(plan.grid) + ")";
-  return "a launch for each step (generic kernel: " + generic_reason(config, args) + ")";
+  const std::string tf32 = config.tf32 ? " in tf32" : "";
+  if (plan.grid.possible) return "all steps in one launch (grid kernel" + tf32 + ": " + in_words(plan.grid) + ")";
+  return "a launch for each step (generic kernel" + tf32 + ": " + generic_reason(config, args) + ")";
 }
 
 std::string describe(const Config& config, const ForwardArgs& args) {
   std::string text;
   with_cell(config, [&]<class Cell>(const Cell&) {
     text = "forward " + describe(config, args, forward_plan<Cell>(config, args)) + "; backward " +
-           describe(config, args, backward_plan<Cell>(config, args));
+           describe(config, args, backward_plan<Cell>(config, args)) +
+           (config.tf32 ? "; products over all steps in tf32" : "");
   });
   return text;
 }

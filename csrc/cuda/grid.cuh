@@ -80,7 +80,7 @@ __device__ void copy_tile(cuda_runtime::Words* target, const GridBlock<T, Tile>&
     }
     Element* const quad = reinterpret_cast<Element*>(target + q * block.plan.threads);
     RNNFAST_UNROLL_ALL
-    for (int i = 0; i < kValues; ++i) quad[i] = rounded<Element>(values[i]);
+    for (int i = 0; i < kValues; ++i) quad[i] = Tile::element(values[i]);
   }
 }
 
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kGridThreads, 1)
     T* const states = exchange.values + plan.state_index(block.place.team, group, exchange_buffer(epoch));
     if (block.owns(group))
       states[block.row * plan.exchange_row + u] =
-          rounded<T>(entering_h(item, n, block.first_sequence(group) + block.row, u, h, from_memory));
+          Tile::element(entering_h(item, n, block.first_sequence(group) + block.row, u, h, from_memory));
     cuda_runtime::publish(exchange.flags + plan.flag_index(block.place.team, group, block.place.part), epoch);
   };
   const auto first_step = [&](int group) {
@@ -299,7 +299,7 @@ __global__ void __launch_bounds__(kGridThreads, 1)
         RNNFAST_UNROLL_ALL
         for (int g = 0; g < G; ++g)
           block.states()[block.row * plan.state_row() + g * plan.units + block.local_unit] =
-              rounded<T>(slot[Cell::kRecurrent + g]);
+              Tile::element(slot[Cell::kRecurrent + g]);
       }
       __syncthreads();
       if (n < range.begin) continue;

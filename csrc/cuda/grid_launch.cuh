@@ -12,24 +12,24 @@
 
 RNNFAST_BEGIN
 
-template <class T>
-struct GridTiles {
-  using Forward = MmaTile<T>;
-  using Backward = MmaTile<T>;
-};
-template <>
-struct GridTiles<float> {
-  using Forward = FmaTile<kForwardSlices>;
-  using Backward = FmaTile<kBackwardSlices>;
-};
+// run(tile) with the tile that serves an element type.
+template <class T, GridPass kPass, class Run>
+auto with_tile([[maybe_unused]] bool tf32, Run&& run) {
+  if constexpr (!std::is_same_v<T, float>) {
+    return run(MmaTile<T>{});
+  } else {
+    if (tf32) return run(Tf32Tile{});
+    return run(FmaTile<kPass == GridPass::kForward ? kForwardSlices : kBackwardSlices>{});
+  }
+}
 
 // One pass of a cell. V: what its blocks exchange.
 template <class T, class Cell, GridPass kPass>
 struct GridLoop {
   static constexpr bool kForward = kPass == GridPass::kForward;
-  using Tile = std::conditional_t<kForward, typename GridTiles<T>::Forward, typename GridTiles<T>::Backward>;
   using V = std::conditional_t<kForward, T, float>;
 
+  template <class Tile>
   static constexpr auto kernel() {
     if constexpr (kForward)
       return grid_forward_kernel<T, Cell, Tile>;
@@ -42,13 +42,16 @@ struct GridLoop {
   static GridPlan plan(const Config& config, const ForwardArgs& args) {
     if (std::max(args.steps, args.batch) > INT32_MAX) return {};  // the kernels count them in 32 bits
     const DeviceLimits device = cuda_runtime::device_limits();
-    for (int directions = static_cast<int>(config.num_directions); directions > 0; --directions) {
-      const GridPlan plan =
-          plan_grid(device, Tile::kShape, kPass, Cell::kGates, config.hidden_size, args.batch, directions);
-      if (plan.possible && cuda_runtime::resident_blocks(kernel(), plan.threads, plan.shared_bytes()) >= plan.blocks())
-        return plan;
-    }
-    return {};
+    return with_tile<T, kPass>(config.tf32, [&]<class Tile>(const Tile&) {
+      for (int directions = static_cast<int>(config.num_directions); directions > 0; --directions) {
+        const GridPlan plan =
+            plan_grid(device, Tile::kShape, kPass, Cell::kGates, config.hidden_size, args.batch, directions);
+        if (plan.possible &&
+            cuda_runtime::resident_blocks(kernel<Tile>(), plan.threads, plan.shared_bytes()) >= plan.blocks())
+          return plan;
+      }
+      return GridPlan{};
+    });
   }
 
   static Exchange<V> take(const GridPlan& plan, Carver& memory) {
@@ -64,8 +67,10 @@ struct GridLoop {
     for (int64_t first = 0; first < items.count; first += plan.directions) {
       Items<T> some{{items.item[first], items.item[first + plan.directions - 1]}, plan.directions};
       cuda_runtime::clear(exchange.flags, flag_bytes(plan) + (kForward ? value_bytes(plan) : 0), stream);
-      cuda_runtime::launch_together(kernel(), plan.blocks(), dim3(plan.threads), plan.shared_bytes(), stream, some,
-                                    cell, plan, exchange, range...);
+      with_tile<T, kPass>(items.item[0].tf32, [&]<class Tile>(const Tile&) {
+        cuda_runtime::launch_together(kernel<Tile>(), plan.blocks(), dim3(plan.threads), plan.shared_bytes(), stream,
+                                      some, cell, plan, exchange, range...);
+      });
     }
   }
 

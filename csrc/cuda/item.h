@@ -31,6 +31,7 @@ struct Item {
   int64_t steps, batch, I, H, P;
   int64_t first_kept;  // the step that comes first in `slots`
   bool reverse, projected;
+  bool tf32;                                             // products of float32 are of operands rounded to TF32
   bool keep;                                             // slots, cells and raw of every step are there, for backward
   int gates, slot_count, recurrent;                      // of the cell: kGates, kSlots, kRecurrent
   int input_gate[kMaxGates], recurrent_gate[kMaxGates];  // kInputGate, kRecurrentGate

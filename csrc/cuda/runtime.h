@@ -14,6 +14,16 @@
 #include <cuda_runtime.h>
 #endif
 
+#ifdef __CUDACC__
+#define RNNFAST_UNROLL_ALL _Pragma("unroll")     // so that what is indexed stays in registers
+#define RNNFAST_UNROLL_SOME _Pragma("unroll 4")  // so that some loads are on their way together
+#define RNNFAST_UNROLL_NONE _Pragma("unroll 1")
+#else
+#define RNNFAST_UNROLL_ALL
+#define RNNFAST_UNROLL_SOME
+#define RNNFAST_UNROLL_NONE
+#endif
+
 namespace rnnfast::cuda_runtime {
 
 // What 4 and 16 bytes are moved as, whatever they hold.

@@ -23,6 +23,7 @@ class Call:
         dropout: float,
         seed: int,
         call: int,
+        tf32: bool,
     ) -> None: ...
     def forward_bytes(self) -> tuple[int, int]:
         """(reserve, workspace)"""

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import reference
+from ._tf32 import get_tf32
 
 __all__ = [
     "Context",
@@ -481,6 +482,7 @@ class Stack:
             dropout=dropout if self.dropping else 0.0,
             seed=seed,
             call=call,
+            tf32=get_tf32(),
         )
         with arguments.library.current(x):  # whose device the engine plans for
             sizes = engine_call.forward_bytes()

@@ -1,5 +1,7 @@
 // The emulator's own part (csrc/cuda/emulate.h): blocks that exchange values in a cooperative launch, blocks that wait for each
 // other for ever, and the products of tiles, a warp's work, beside plain loops.
+#include <cmath>
+
 #include "cuda/tiles.cuh"
 #include "harness.h"
 
@@ -60,7 +62,7 @@ void tile_kernel(TileTest<Tile>* test) {
   typename Tile::Weights weights;
   for (int i = 0; i < Tile::kShape.quads * 16 / Tile::kShape.element; ++i) {
     const OutputDepth place = Tile::weight(lane, i);
-    const Element element = rounded<Element>(test->weights[place.output][place.depth]);
+    const Element element = Tile::element(test->weights[place.output][place.depth]);
     memcpy(reinterpret_cast<char*>(&weights) + sizeof(Element) * i, &element, sizeof(Element));
   }
   typename Tile::Sums sums;
@@ -78,7 +80,7 @@ void check_tile(const char* name) {
   for (auto& row : test->weights)
     for (float& weight : row) weight = static_cast<float>(random.below(17) - 8);
   for (auto& row : test->states)
-    for (Element& state : row) state = rounded<Element>(static_cast<float>(random.below(9) - 4));
+    for (Element& state : row) state = Tile::element(static_cast<float>(random.below(9) - 4));
   launch_together(tile_kernel<Tile>, 1, dim3(32), 0, nullptr, test.get());
   for (int o = 0; o < Tile::kShape.outputs; ++o)
     for (int r = 0; r < Tile::kShape.rows; ++r) {
@@ -88,6 +90,20 @@ void check_tile(const char* name) {
     }
 }
 
+// To the nearest of 11 bits, ties away from zero, over the bits around each power of two.
+void check_rounding() {
+  set_case("rounding to TF32");
+  for (const float sign : {1.0f, -1.0f})
+    for (int exponent = -120; exponent <= 120; exponent += 15)
+      for (int low = -40; low <= 40; ++low) {
+        const double unit = std::ldexp(1.0, exponent - 10), value = std::ldexp(1.0, exponent) * 1.5 + low * unit / 16;
+        const double nearest = std::floor(value / unit + 0.5) * unit;
+        CHECK(rounded_to_tf32(sign * static_cast<float>(value)) == sign * static_cast<float>(nearest));
+      }
+  CHECK(rounded_to_tf32(0x1.fffp127f) == INFINITY && rounded_to_tf32(-INFINITY) == -INFINITY);
+  CHECK(std::isnan(rounded_to_tf32(NAN)) && std::isnan(rounded_to_tf32(__builtin_bit_cast(float, 0x7f800001u))));
+}
+
 void run() {
   check_exchange();
   check_deadlock();
@@ -95,6 +111,8 @@ void run() {
   check_tile<FmaTile<kBackwardSlices>>("FMA cores, backward");
   check_tile<MmaTile<Half>>("tensor cores, float16");
   check_tile<MmaTile<Bfloat16>>("tensor cores, bfloat16");
+  check_tile<Tf32Tile>("tensor cores, TF32");
+  check_rounding();
 }
 
 }  // namespace

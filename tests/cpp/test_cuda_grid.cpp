@@ -12,18 +12,22 @@ namespace {
 constexpr int kLanes = kWarp;
 
 // Which element of a tile, which sum, is a thread's: as in cuda/tiles.cuh.
-bool on_tensor_cores(const TileShape& tile) { return tile.element == 2; }
+enum class Unit { kFma, kHalf, kTf32 };
+Unit unit_of(const TileShape& tile) {
+  return tile.element == 2 ? Unit::kHalf : tile.depth == kTf32Tile.depth ? Unit::kTf32 : Unit::kFma;
+}
 int slices_of(const TileShape& tile) { return tile.depth / 4; }
 OutputDepth weight_of(const TileShape& tile, int lane, int i) {
-  if (!on_tensor_cores(tile)) return fma_weight(slices_of(tile), lane, i);
-  return {fragment_a(lane, i).row, fragment_a(lane, i).column};
+  if (unit_of(tile) == Unit::kFma) return fma_weight(slices_of(tile), lane, i);
+  const FragmentPlace place = unit_of(tile) == Unit::kHalf ? fragment_a(lane, i) : tf32_fragment_a(lane, i);
+  return {place.row, place.column};
 }
 OutputRow sum_of(const TileShape& tile, int lane, int i) {
-  if (!on_tensor_cores(tile)) return fma_sum(slices_of(tile), lane, i);
+  if (unit_of(tile) == Unit::kFma) return fma_sum(slices_of(tile), lane, i);
   return {fragment_c(lane, i).row, fragment_c(lane, i).column};
 }
 
-const TileShape kTiles[] = {fma_tile(kForwardSlices), fma_tile(kBackwardSlices), kMmaTile};
+const TileShape kTiles[] = {fma_tile(kForwardSlices), fma_tile(kBackwardSlices), kMmaTile, kTf32Tile};
 
 void check_tile(const TileShape& tile) {
   std::set<std::pair<int, int>> weights, sums;
@@ -58,6 +62,20 @@ void check_fragments() {
     CHECK(banks.size() == size_t{kLanes});
   }
   CHECK(places.size() == size_t{16 * 8});
+}
+void check_tf32_fragments() {
+  std::set<std::pair<int, int>> places;
+  for (int tiles = 1; tiles < 8; ++tiles)
+    for (int i = 0; i < 2; ++i) {
+      std::set<int> banks;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const FragmentPlace place = tf32_fragment_b(lane, i);
+        places.insert({place.row, place.column});
+        banks.insert((place.column * (tiles * kTf32Tile.depth + kTf32Tile.skew) + place.row) % 32);
+      }
+      CHECK(banks.size() == size_t{kLanes});
+    }
+  CHECK(places.size() == size_t{8 * 8});
 }
 
 // Every tile of the block by one warp, each output's tiles one after another, and no warp has more than the plan says.
@@ -128,7 +146,7 @@ void check_plan(const GridPlan& plan, const Shape& s) {
 }
 
 // The most hidden units of which this device has plans for both passes, B 64.
-int64_t check_device(const DeviceLimits& device, bool half, int gates) {
+int64_t check_device(const DeviceLimits& device, Unit unit, int gates) {
   int64_t most = 0;
   for (int64_t H = 1; H <= 4300; H += H < 70 ? 1 : 61)
     for (const int64_t batch : {int64_t{0}, int64_t{1}, int64_t{7}, int64_t{64}, int64_t{1000}})
@@ -136,7 +154,8 @@ int64_t check_device(const DeviceLimits& device, bool half, int gates) {
         int possible = 0;
         for (const GridPass pass : {GridPass::kForward, GridPass::kBackward}) {
           const bool forward = pass == GridPass::kForward;
-          const TileShape tile = half ? kMmaTile : fma_tile(forward ? kForwardSlices : kBackwardSlices);
+          const TileShape fma = fma_tile(forward ? kForwardSlices : kBackwardSlices);
+          const TileShape tile = unit == Unit::kFma ? fma : unit == Unit::kHalf ? kMmaTile : kTf32Tile;
           set_case("gates " + std::to_string(gates) + ", H " + std::to_string(H) + ", B " + std::to_string(batch) +
                    ", directions " + std::to_string(directions) + (forward ? ", forward" : ", backward"));
           const Shape shape{device, tile, pass, gates, H, batch, directions};
@@ -147,23 +166,29 @@ int64_t check_device(const DeviceLimits& device, bool half, int gates) {
         if (possible == 2 && batch == 64 && directions == 1) most = std::max(most, H);
       }
   printf("%3d multiprocessors, %s, %d gates: H up to %d\n", static_cast<int>(device.multiprocessors),
-         half ? "16 bits" : "float32", gates, static_cast<int>(most));
+         unit == Unit::kHalf   ? "16 bits"
+         : unit == Unit::kTf32 ? "TF32"
+                               : "float32",
+         gates, static_cast<int>(most));
   return most;
 }
 
 void run() {
   for (const TileShape& tile : kTiles) check_tile(tile);
   check_fragments();
-  CHECK(check_device(kH200, false, 4) >= 1024);  // LSTM
-  CHECK(check_device(kH200, false, 3) >= 1024);  // GRU
-  CHECK(check_device(kH200, false, 1) >= 2048);  // RNN
-  CHECK(check_device(kH200, true, 4) >= 2048);
-  CHECK(check_device(kH200, true, 3) >= 2048);
-  CHECK(check_device(kH200, true, 1) >= 2048);
-  CHECK(check_device(kA100, false, 4) >= 960);
-  CHECK(check_device(kA100, true, 4) >= 1024);
+  check_tf32_fragments();
+  CHECK(check_device(kH200, Unit::kFma, 4) >= 1024);  // LSTM
+  CHECK(check_device(kH200, Unit::kFma, 3) >= 1024);  // GRU
+  CHECK(check_device(kH200, Unit::kFma, 1) >= 2048);  // RNN
+  CHECK(check_device(kH200, Unit::kHalf, 4) >= 2048);
+  CHECK(check_device(kH200, Unit::kHalf, 3) >= 2048);
+  CHECK(check_device(kH200, Unit::kHalf, 1) >= 2048);
+  CHECK(check_device(kH200, Unit::kTf32, 4) >= 1024);
+  CHECK(check_device(kH200, Unit::kTf32, 1) >= 2048);
+  CHECK(check_device(kA100, Unit::kFma, 4) >= 960);
+  CHECK(check_device(kA100, Unit::kHalf, 4) >= 1024);
   const DeviceLimits seventh{16, 227 << 10};  // of a GPU that is shared
-  CHECK(check_device(seventh, true, 4) >= 256);
+  CHECK(check_device(seventh, Unit::kHalf, 4) >= 256);
   CHECK(!plan_grid(seventh, kMmaTile, GridPass::kForward, 4, 2048, 1, 1).possible);
 }
 
