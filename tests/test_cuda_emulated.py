@@ -139,6 +139,41 @@ def test_sizes_of_persistent_kernels(cell: str, sizes: dict[str, Any]) -> None:
     check_on(NUMPY, case_of(cell, **sizes, bidirectional=True, dtype="float32", hx=True))
 
 
+@pytest.mark.parametrize(("path", "multiprocessors", "H"), [("", 4, 5), ("grid", 2, 24)])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_ragged_batches_are_sorted(cell: str, path: str, multiprocessors: int, H: int) -> None:
+    """Sequences that end together share a block or group, in whatever order they come: the short half of a batch costs what it
+    has to do. Where a sequence comes changes no bit of it.
+    """
+    _cuda.set_path(path)
+    _cuda.set_multiprocessors(multiprocessors)
+    T, B = 20, 32
+
+    def steps(lengths: Any) -> tuple[int, dict[str, Any], Any]:
+        case = case_of(cell, T=T, B=B, H=H, dtype="float32", lengths=tuple(int(n) for n in lengths), bidirectional=True)
+        arrays, before = make(case), _cuda.barriers()
+        found = run(case, arrays)
+        return _cuda.barriers() - before, found, arrays
+
+    lengths = np.tile([T, 1, 3, T, 2, T, 2, T], B // 8)
+    nothing, everything = steps([0] * B)[0], steps([T] * B)[0]
+    count, found, arrays = steps(lengths)
+    share = (T + 3) / 2 / T
+    assert count == steps(np.sort(lengths))[0]
+    assert share / 2 < (count - nothing) / (everything - nothing) < 1.1 * share
+
+    order = np.random.default_rng(0).permutation(B)
+    case = case_of(cell, T=T, B=B, H=H, dtype="float32", lengths=True, bidirectional=True)
+    moved = replace(arrays.map(lambda a: a[..., order, :] if a.ndim > 2 else a), lengths=lengths[order])
+    for name, value in run(case, moved).items():
+        if "weight" not in name and "bias" not in name:
+            np.testing.assert_array_equal(value, found[name][..., order, :], err_msg=name)
+
+
+def test_more_sequences_than_are_sorted() -> None:
+    check_on(NUMPY, case_of("gru", T=2, B=8193, I=1, H=1, dtype="float32", lengths=True), slack=2)
+
+
 @pytest.mark.parametrize(("dtype", "path"), PATHS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_chunks_of_steps(cell: str, dtype: str, path: str) -> None:

@@ -175,6 +175,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("device_count", &cuda_engine::device_count, "0 where there is no driver.");
   m.def("device_description", &cuda_engine::device_description, "The current device, or why there is none.");
   m.def("launches", &cuda_engine::launches, "In the emulator: how many kernels this thread has launched.");
+  m.def("barriers", &cuda_engine::barriers,
+        "In the emulator: how many barriers blocks have come to, not in vain: a measure of the steps they did.");
   m.def("run_backwards", &cuda_engine::run_backwards, py::arg("on"),
         "In the emulator: run the threads of a block in the opposite order.");
   m.def("set_multiprocessors", &cuda_engine::set_multiprocessors, py::arg("count"),

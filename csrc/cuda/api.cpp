@@ -63,6 +63,13 @@ int64_t launches() {
   return 0;
 #endif
 }
+int64_t barriers() {
+#ifdef RNNFAST_EMULATE
+  return emulator::emulation().barriers;
+#else
+  return 0;
+#endif
+}
 void run_backwards([[maybe_unused]] bool on) {
 #ifdef RNNFAST_EMULATE
   emulator::emulation().backwards = on;

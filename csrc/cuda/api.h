@@ -37,6 +37,7 @@ int device_count();                       // 0 where there is no driver
 std::string device_description();         // of the current device, or why there is none
 bool emulated();                          // "device" memory is the host's (cuda/emulate.h)
 int64_t launches();                       // by this thread, of the emulator
+int64_t barriers();                       // that its blocks have come to: a measure of the steps they did
 void run_backwards(bool on);              // the emulator's threads in the opposite order: a missing barrier shows
 void set_multiprocessors(int64_t count);  // of the device that the emulator is
 

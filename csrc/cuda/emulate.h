@@ -36,7 +36,8 @@ namespace rnnfast::emulator {
 
 struct Emulation {
   bool backwards = false;  // threads and blocks run from the last to the first
-  int64_t launches = 0;
+  int64_t launches = 0,
+          barriers = 0;           // barriers that blocks came to, but for those at which they waited for others in vain
   int64_t multiprocessors = 132;  // of the device that is emulated
   bool waits_in_vain = false;     // the block that runs now, for other blocks
 };
@@ -167,6 +168,7 @@ inline void run_blocks(std::vector<Block>& blocks, bool together, Fibres& fibres
     const size_t n = together ? (random >> 8) % running.size() : 0;
     emulation().waits_in_vain = false;
     if (!running[n]->run(fibres, kernel)) running.erase(running.begin() + static_cast<ptrdiff_t>(n));
+    emulation().barriers += !emulation().waits_in_vain;
     in_vain = emulation().waits_in_vain ? in_vain + 1 : 0;
     if (in_vain > kPatience * (running.size() + 1))
       throw std::logic_error("emulator: blocks that wait for each other for ever");

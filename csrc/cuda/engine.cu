@@ -44,6 +44,7 @@ void launch_dropout(const Call<T>& call, int64_t layer, const Sequence<T>& sourc
 constexpr bool kHasPersistent = sizeof(T) == sizeof(float);  // of the element types, for float32
 constexpr bool kHasGrid = sizeof(T) <= sizeof(float);        // not for float64
 constexpr int64_t kLeastGridSteps = 4;                       // fewer are done before the weights have been loaded
+constexpr int64_t kMostSorted = 8192;                        // sequences: each is compared with all others
 
 // How the time loop of a pass runs: the first of these that is possible, else a launch for each step.
 struct Plan {
@@ -84,9 +85,20 @@ struct Loop {
   using V = std::conditional_t<kPass == GridPass::kForward, T, A>;
   Plan plan;
   Exchange<V> exchange{};
+  int32_t* order = nullptr;
 
   Loop(const Config& config, const ForwardArgs& args, Carver& workspace) : plan(make_plan<Cell, kPass>(config, args)) {
     if constexpr (kHasGrid) exchange = GridLoop<T, Cell, kPass>::take(plan.grid, workspace);
+    if (plan.in_one_launch() && args.lengths && args.batch <= kMostSorted) order = workspace.take<int32_t>(args.batch);
+  }
+
+  // Once for a call: every layer has the same lengths.
+  void sort(const Item<T>& item, Stream stream) const {
+    if (order) launch(sort_kernel<T>, blocks_for(item.batch), dim3(kThreads), stream, item, order);
+  }
+  Items<T> sorted(Items<T> items) const {
+    for (int64_t d = 0; d < items.count; ++d) items.item[d].order = order;
+    return items;
   }
 };
 template <class Cell>
@@ -323,8 +335,9 @@ void backward_layer(const Items<T>& items, const Cell& cell, const BackwardLoop<
 template <class Cell>
 void backward_call(Call<T>& call, const BackwardMemory& memory, const BackwardArgs& gradients, const Cell& cell,
                    const BackwardLoop<Cell>& loop, Stream stream) {
+  loop.sort(call.layer(0).item[0], stream);
   for (int64_t layer = call.config().num_layers - 1; layer >= 0; --layer) {
-    const Items<T> items = memory.items(layer);
+    const Items<T> items = loop.sorted(memory.items(layer));
     const Item<T>& item = items.item[0];
     backward_layer(items, cell, loop, stream);
     for (int64_t d = 0; d < items.count && !gradients.grad_weights.empty(); ++d)
@@ -367,8 +380,9 @@ void forward(const Config& config, const ForwardArgs& args, const std::vector<La
     call.lay_out(reserve, workspace);
     call.set_weights(weights);
     const ForwardLoop<Cell> loop(config, args, workspace);
+    loop.sort(call.layer(0).item[0], static_cast<Stream>(stream));
     for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-      forward_layer(call, call.layer(layer), cell, loop, static_cast<Stream>(stream));
+      forward_layer(call, loop.sorted(call.layer(layer)), cell, loop, static_cast<Stream>(stream));
       if (call.drops() && layer + 1 < config.num_layers)
         launch_dropout(call, layer, call.output(layer), call.dropped(layer), static_cast<Stream>(stream));
     }

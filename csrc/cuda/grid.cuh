@@ -44,9 +44,11 @@ struct GridBlock {
   // Of each group: the first and the end of the step numbers that any of its sequences runs.
   __device__ StepRange* ranges() const { return shared<StepRange>(plan.range_offset()); }
 
-  __device__ int64_t first_sequence(int group) const { return place.batch0 + int64_t{group} * plan.tile.rows; }
-  __device__ bool owns(int group) const {
-    return thread < plan.pairs() && unit < item.H && first_sequence(group) + row < item.batch;
+  __device__ int32_t* sequences() const { return shared<int32_t>(plan.sequence_offset()); }  // [group][row]; -1: none
+
+  // Of this thread's row; -1: there is none, or it is not this thread's.
+  __device__ int sequence(int group) const {
+    return thread < plan.pairs() && unit < item.H ? sequences()[group * plan.tile.rows + row] : -1;
   }
   __device__ const uint32_t* flags(const uint32_t* all, int group) const {
     return all + plan.flag_index(place.team, group, 0);
@@ -57,7 +59,11 @@ struct GridBlock {
     const int words = plan.state_bytes() / int(sizeof(cuda_runtime::Word));
     for (int i = thread; i < words; i += plan.threads) reinterpret_cast<cuda_runtime::Word*>(states())[i].value = 0;
     for (int g = thread; g < plan.groups; g += plan.threads)
-      ranges()[g] = steps_of_block(item, first_sequence(g), plan.tile.rows);
+      ranges()[g] = steps_of_block(item, place.first_sequence(plan, g), plan.tile.rows);
+    for (int i = thread; i < plan.groups * plan.tile.rows; i += plan.threads) {
+      const int64_t number = place.first_sequence(plan, i / plan.tile.rows) + i % plan.tile.rows;
+      sequences()[i] = number < item.batch ? static_cast<int32_t>(sequence_at(item, number)) : -1;
+    }
   }
 };
 
@@ -202,9 +208,8 @@ __global__ void __launch_bounds__(kGridThreads, 1)
   const auto enter = [&](int group, int n, float h, bool from_memory) {  // tells all parts what step n starts from
     const uint32_t epoch = static_cast<uint32_t>(n - begin + 1);
     T* const states = exchange.values + plan.state_index(block.place.team, group, exchange_buffer(epoch));
-    if (block.owns(group))
-      states[block.row * plan.exchange_row + u] =
-          Tile::element(entering_h(item, n, block.first_sequence(group) + block.row, u, h, from_memory));
+    const int b = block.sequence(group);
+    if (b >= 0) states[block.row * plan.exchange_row + u] = Tile::element(entering_h(item, n, b, u, h, from_memory));
     cuda_runtime::publish(exchange.flags + plan.flag_index(block.place.team, group, block.place.part), epoch);
   };
   const auto first_step = [&](int group) {
@@ -218,8 +223,8 @@ __global__ void __launch_bounds__(kGridThreads, 1)
     for (int group = 0; group < plan.groups; ++group) {
       if (n < first_step(group) || n >= end_step(group)) continue;  // the same for all parts
       const int t = static_cast<int>(step_number(item, n));
-      const int b = static_cast<int>(block.first_sequence(group)) + block.row;
-      const bool active = block.owns(group) && t < length(item, b);
+      const int b = block.sequence(group);
+      const bool active = b >= 0 && t < length(item, b);
       const Ahead<Cell, float> ahead = active ? look_ahead<Cell>(item, t, b, u) : Ahead<Cell, float>{};
       const uint32_t epoch = static_cast<uint32_t>(n - begin + 1);
       cuda_runtime::await(block.flags(exchange.flags, group), plan.parts, epoch);
@@ -285,15 +290,16 @@ __global__ void __launch_bounds__(kGridThreads, 1)
       const StepRange range = block.ranges()[group];
       if (n < range.begin - 1 || n >= range.end) continue;
       const uint32_t epoch = static_cast<uint32_t>(range.end - 1 - n);
-      const Moment m = moment(item, n, block.owns(group) ? block.first_sequence(group) + block.row : 0);
-      if (block.owns(group)) prefetch_adjoint<Cell>(item, m, u);
+      const bool owner = block.sequence(group) >= 0;
+      const Moment m = moment(item, n, owner ? block.sequence(group) : 0);
+      if (owner) prefetch_adjoint<Cell>(item, m, u);
       float product = 0;
       if (epoch > 0) {
         cuda_runtime::await(block.flags(exchange.flags, group), plan.parts, epoch);
         product =
             add_partials(block, exchange.values + plan.partial_index(block.place.team, group, exchange_buffer(epoch)));
       }
-      if (block.owns(group)) {
+      if (owner) {
         float slot[Cell::kSlots];
         run_adjoint(item, cell, m, u, grad_h(item, m, u, product), slot);
         RNNFAST_UNROLL_ALL

@@ -48,7 +48,7 @@ struct GridPlan {
   RNNFAST_PLAN int state_row() const { return depth_tiles * tile.depth + tile.skew; }  // in shared memory, elements
   RNNFAST_PLAN int pairs() const { return units * tile.rows; }  // (row, unit): a thread owns one, or none
 
-  // Shared memory: weights beyond the registers', states of a group, sums, the steps of each group.
+  // Shared memory: weights beyond the registers', states of a group, sums, of each group its steps and sequences.
   RNNFAST_PLAN int weight_quads() const { return tiles > tile.held ? (tiles - tile.held) * tile.quads * threads : 0; }
   RNNFAST_PLAN int weight_index(int number, int quad, int thread) const {  // number: of a tile in shared memory
     return (number * tile.quads + quad) * threads + thread;
@@ -57,8 +57,10 @@ struct GridPlan {
   RNNFAST_PLAN int state_offset() const { return 16 * weight_quads(); }
   RNNFAST_PLAN int sum_offset() const { return state_offset() + state_bytes(); }
   RNNFAST_PLAN int range_offset() const { return sum_offset() + sum_bytes; }
+  RNNFAST_PLAN int sequence_offset() const { return range_offset() + 16 * groups; }
   RNNFAST_PLAN int64_t shared_bytes() const {
-    const int64_t needed = range_offset() + int64_t{16} * groups, staged = int64_t{16} * kStagedQuads * threads;
+    const int64_t needed = sequence_offset() + int64_t{4} * groups * tile.rows,
+                  staged = int64_t{16} * kStagedQuads * threads;
     return needed > staged ? needed : staged;
   }
 
@@ -84,14 +86,15 @@ struct GridPlan {
 
 // Which block this is.
 struct GridPlace {
-  int part, team, direction;
-  int64_t batch0;  // of its slice
+  int part, team, direction, slice;
 
   RNNFAST_PLAN GridPlace(const GridPlan& plan, int block)
-      : part(block % plan.parts),
-        team(block / plan.parts),
-        direction(team / plan.slices),
-        batch0(int64_t{team % plan.slices} * plan.groups * plan.tile.rows) {}
+      : part(block % plan.parts), team(block / plan.parts), direction(team / plan.slices), slice(team % plan.slices) {}
+
+  // Groups are dealt to the slices in turn: where they are sorted by length, each slice has as much to do.
+  RNNFAST_PLAN int64_t first_sequence(const GridPlan& plan, int group) const {
+    return (int64_t{group} * plan.slices + slice) * plan.tile.rows;
+  }
 };
 
 // The tiles of a warp, in the order in which it multiplies them: depth first, so that the sums of an output end.

@@ -1,4 +1,4 @@
-// The products of tiles (cuda/tiles.h): on FMA cores in float32; on tensor cores for 16-bit numbers and TF32, summed in float32.
+// The products of tiles (cuda/tiles.h): on FMA cores in float32; on tensor cores for 16-bit numbers and TF32.
 //
 // A tile type has the weights of one thread, its sums, and
 //   element(value)                as weights and states are multiplied: rounded

@@ -58,6 +58,9 @@ def device_description() -> str:
 def launches() -> int:
     """In the emulator: how many kernels this thread has launched."""
 
+def barriers() -> int:
+    """In the emulator: how many barriers blocks have come to, not in vain: a measure of the steps they did."""
+
 def run_backwards(on: bool) -> None:
     """In the emulator: run the threads of a block in the opposite order."""
 
