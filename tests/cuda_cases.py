@@ -19,9 +19,9 @@ from test_kernels import CELLS, PARAMETERS, case_of, check
 HALF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # half a unit in the last place of 1
 DTYPES = ("float64", "float32", *HALF)
 
-# (dtype, path): float32 has persistent kernels in a block and over a grid, float64 a launch for each step.
-PATHS = [("float64", ""), ("float32", ""), ("float32", "grid"), ("float32", "generic")]
-HALF_PATHS = [(dtype, path) for dtype in HALF for path in ("", "generic")]  # these have the grid's
+# (dtype, path): float32 has persistent kernels in a block, in a cluster and over a grid, float64 a launch for each step.
+PATHS = [("float64", ""), *(("float32", path) for path in ("", "cluster", "grid", "generic"))]
+HALF_PATHS = [(dtype, path) for dtype in HALF for path in ("cluster", "grid", "generic")]
 
 PERSISTENT_SIZES: list[dict[str, Any]] = [
     {"T": 3, "B": 141, "H": 9, "lengths": True, "reset": 0.2, "reset_state": "rows"},  # four sequences in a block
@@ -40,6 +40,18 @@ FEW_MULTIPROCESSORS: list[tuple[int, dict[str, Any]]] = [
     ),  # one direction, then the other
     (6, {"T": 2, "B": 3, "H": 170}),  # backward, weights in shared memory too
     (132, {"T": 3, "B": 2, "H": 93}),  # many parts, of which the last is not full
+]
+# (multiprocessors, blocks of the largest cluster, case): many groups of one cluster, parts without units, two groups.
+SMALL_CLUSTERS: list[tuple[int, int, dict[str, Any]]] = [
+    (3, 2, {"T": 4, "B": 29, "H": 24, "lengths": True, "reset": 0.2, "reset_state": "rows"}),
+    (16, 16, {"T": 3, "B": 9, "H": 97, "lengths": (0, 3, 2, 1, 1, 0, 0, 0, 0), "reset": 0.3}),
+    (8, 8, {"T": 5, "B": 18, "H": 61, "lengths": True}),
+    (4, 2, {"T": 2, "B": 3, "H": 60}),
+]
+CLUSTER_SIZES: list[dict[str, Any]] = [
+    {"T": 40, "B": 33, "H": 256, "lengths": True, "reset": 0.05, "reset_state": "rows"},
+    {"T": 9, "B": 200, "H": 189, "lengths": True},
+    {"T": 6, "B": 5, "H": 384, "reset": 0.2},
 ]
 GRID_SIZES: list[dict[str, Any]] = [
     {"T": 40, "B": 33, "H": 256, "lengths": True, "reset": 0.05, "reset_state": "rows"},

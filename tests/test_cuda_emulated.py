@@ -31,6 +31,7 @@ from cuda_cases import (
     PERSISTENT_SIZES,
     RANDOM,
     SIZES,
+    SMALL_CLUSTERS,
     check_clamped_lengths,
     check_on,
     check_random,
@@ -117,6 +118,61 @@ def test_grids(cell: str, multiprocessors: int, sizes: dict[str, Any], dtype: st
     case = case_of(cell, **sizes, bidirectional=True, dtype=dtype, hx=True)
     assert plan_of(place, case).count("grid kernel") == 2
     check_on(place, case)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "tf32", *HALF])
+@pytest.mark.parametrize(("multiprocessors", "cluster", "sizes"), SMALL_CLUSTERS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_clusters(cell: str, multiprocessors: int, cluster: int, sizes: dict[str, Any], dtype: str) -> None:
+    _cuda.set_path("cluster")
+    _cuda.set_multiprocessors(multiprocessors, cluster)
+    rnnfast.set_tf32(dtype == "tf32")
+    try:
+        place = torch_place("cpu") if dtype in HALF else NUMPY
+        case = case_of(cell, **sizes, bidirectional=True, dtype=dtype.replace("tf32", "float32"), hx=True)
+        assert plan_of(place, case).count("cluster kernel") == 2
+        if dtype != "tf32":
+            check_on(place, case)
+        elif "relu" not in cell:
+            check_tf32(place, case)
+    finally:
+        rnnfast.set_tf32(False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_clusters_need_every_barrier(cell: str, dtype: str) -> None:
+    """The same bits with threads and blocks in the opposite order, and as from the grid where the order of sums is one."""
+    _cuda.set_path("cluster")
+    _cuda.set_multiprocessors(8, 4)
+    place = torch_place("cpu") if dtype in HALF else NUMPY
+    case = case_of(cell, T=5, B=20, H=43, lengths=True, reset=0.2, bidirectional=True, dtype=dtype)
+    found = place.run(case)
+    _cuda.run_backwards(True)
+    assert_same(place.run(case), found)
+
+
+def test_which_clusters() -> None:
+    """Between what one block holds and what the largest cluster does; never where the device has none."""
+
+    def plan(**changes: Any) -> str:
+        return plan_of(NUMPY, case_of("lstm", **{"T": 4, "B": 16, "dtype": "float32"} | changes))
+
+    assert plan(H=256).count("cluster kernel: clusters of ") == 2
+    assert plan(H=256, bidirectional=True).count("both directions at once") == 2
+    assert plan(H=1024).count("grid kernel: ") == 2
+    _cuda.set_multiprocessors(108, 0)
+    assert plan(H=256).count("grid kernel: ") == 2
+    _cuda.set_path("cluster")
+    assert plan(H=256).count("generic kernel: no cluster of blocks has room for the recurrent weights") == 2
+
+
+def test_clusters_with_weights_in_shared_memory() -> None:
+    _cuda.set_path("cluster")
+    _cuda.set_multiprocessors(4, 4)
+    case = case_of("lstm", T=2, B=3, H=200, dtype="float32", hx=True)
+    assert "clusters of 4 blocks of 256 threads with 52 units" in plan_of(NUMPY, case)
+    check_on(NUMPY, case)
 
 
 @pytest.mark.parametrize(

@@ -170,8 +170,9 @@ PYBIND11_MODULE(_cuda, m) {
       .def("backward", &Call::backward, py::arg("views"), py::arg("gradients"), py::arg("retain"), py::arg("reserve"),
            py::arg("workspace"), py::arg("stream"));
   m.def("set_path", &cuda_engine::set_path, py::arg("path"),
-        "'generic': a launch for each step, even where all steps fit one launch; 'grid': blocks that share the hidden "
-        "units, even where one block would do; '': the best.");
+        "'generic': a launch for each step, even where all steps fit one launch; 'grid', 'cluster': blocks that share "
+        "the "
+        "hidden units, even where one block would do, all of the device or those of a cluster; '': the best.");
   m.def("device_count", &cuda_engine::device_count, "0 where there is no driver.");
   m.def("device_description", &cuda_engine::device_description, "The current device, or why there is none.");
   m.def("launches", &cuda_engine::launches, "In the emulator: how many kernels this thread has launched.");
@@ -179,8 +180,9 @@ PYBIND11_MODULE(_cuda, m) {
         "In the emulator: how many barriers blocks have come to, not in vain: a measure of the steps they did.");
   m.def("run_backwards", &cuda_engine::run_backwards, py::arg("on"),
         "In the emulator: run the threads of a block in the opposite order.");
-  m.def("set_multiprocessors", &cuda_engine::set_multiprocessors, py::arg("count"),
-        "In the emulator: how many the device has that plans are made for; 132 at first.");
+  m.def("set_multiprocessors", &cuda_engine::set_multiprocessors, py::arg("count"), py::arg("cluster") = 16,
+        "In the emulator: how many the device has that plans are made for, 132 at first, and how many blocks its "
+        "clusters.");
   m.attr("emulated") = cuda_engine::emulated();
   m.attr("architectures") = RNNFAST_CUDA_ARCHITECTURES;
 }

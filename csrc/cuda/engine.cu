@@ -62,12 +62,13 @@ Plan make_plan(const Config& config, const ForwardArgs& args) {
   if (path == "generic" || config.proj_size > 0) return plan;
   constexpr bool kForward = kPass == GridPass::kForward;
   constexpr int kSums = kForward ? Cell::kGates : 1, kDepth = kForward ? 1 : Cell::kGates;
-  if (kHasPersistent && path != "grid")
+  const bool forced = !path.empty();
+  if (kHasPersistent && !forced)
     plan.block = plan_persistent(cuda_runtime::device_limits(), kSums, kDepth * config.hidden_size, config.hidden_size,
                                  args.batch, sizeof(A));
-  const bool wanted = !plan.block.possible && (path == "grid" || args.steps >= kLeastGridSteps);
+  const bool wanted = !plan.block.possible && (forced || args.steps >= kLeastGridSteps);
   if constexpr (kHasGrid)
-    if (wanted) plan.grid = GridLoop<T, Cell, kPass>::plan(config, args);
+    if (wanted) plan.grid = GridLoop<T, Cell, kPass>::plan(config, args, {path != "cluster", path != "grid"});
   return plan;
 }
 template <class Cell>
@@ -84,7 +85,7 @@ template <class Cell, GridPass kPass>
 struct Loop {
   using V = std::conditional_t<kPass == GridPass::kForward, T, A>;
   Plan plan;
-  Exchange<V> exchange{};
+  GlobalExchange<V> exchange{};
   int32_t* order = nullptr;
 
   Loop(const Config& config, const ForwardArgs& args, Carver& workspace) : plan(make_plan<Cell, kPass>(config, args)) {
@@ -418,7 +419,8 @@ std::string generic_reason(const Config& config, const ForwardArgs& args) {
   if (!kHasGrid) return "persistent kernels are not for float64";
   if (cuda_engine::path() == "generic") return "set_path asks for it";
   if (config.proj_size > 0) return "persistent kernels have no projection";
-  if (cuda_engine::path() != "grid" && args.steps < kLeastGridSteps) return "so few steps are sooner done one by one";
+  if (cuda_engine::path().empty() && args.steps < kLeastGridSteps) return "so few steps are sooner done one by one";
+  if (cuda_engine::path() == "cluster") return "no cluster of blocks has room for the recurrent weights";
   return "the recurrent weights do not fit the multiprocessors";
 }
 
@@ -429,7 +431,8 @@ std::string describe(const Config& config, const ForwardArgs& args, const Plan& 
            std::to_string(block.threads) + " threads, each with " + std::to_string(block.rows) +
            (block.rows == 1 ? " sequence)" : " sequences)");
   const std::string tf32 = config.tf32 ? " in tf32" : "";
-  if (plan.grid.possible) return "all steps in one launch (grid kernel" + tf32 + ": " + in_words(plan.grid) + ")";
+  const std::string kind = plan.grid.cluster ? "cluster kernel" : "grid kernel";
+  if (plan.grid.possible) return "all steps in one launch (" + kind + tf32 + ": " + in_words(plan.grid) + ")";
   return "a launch for each step (generic kernel" + tf32 + ": " + generic_reason(config, args) + ")";
 }
 

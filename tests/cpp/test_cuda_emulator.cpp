@@ -9,6 +9,7 @@ namespace rnnfast::test {
 namespace {
 
 using namespace rnnfast::cuda;
+using cuda_runtime::launch_clusters;
 using cuda_runtime::launch_together;
 
 // Each block adds the numbers of all, round after round, by the protocol of cuda/grid_plan.h.
@@ -44,6 +45,44 @@ void check_deadlock() {
   const uint32_t never = 0;
   CHECK_THROWS(std::logic_error, launch_together(wait_kernel, 3, dim3(32), 0, nullptr, &never));
   check_exchange();  // and the next launch is as if nothing had been
+}
+
+// The same within clusters, through the shared memory of each block; sums[cluster][block].
+void cluster_kernel(int64_t* sums, int blocks, int rounds, bool all_arrive) {
+  auto* const values = cuda_runtime::shared_memory<int64_t>();  // [buffer][source]
+  auto* const barrier = reinterpret_cast<cuda_runtime::ClusterBarrier*>(values + size_t{2} * blocks);
+  const int own = static_cast<int>(blockIdx.x) % blocks, thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) cuda_runtime::init_barrier(barrier, blocks);
+  cuda_runtime::sync_cluster();
+  int64_t sum = blockIdx.x;
+  for (int epoch = 1; epoch <= rounds; ++epoch) {
+    if (thread < blocks) *cuda_runtime::in_peer(values + epoch % 2 * blocks + own, thread) = sum;
+    __syncthreads();
+    if (thread < blocks && (all_arrive || own > 0)) cuda_runtime::arrive_in_peer(barrier, thread);
+    cuda_runtime::await_phase(barrier, (epoch - 1) % 2);
+    sum = 0;
+    for (int i = 0; i < blocks; ++i) sum += values[epoch % 2 * blocks + i];
+  }
+  cuda_runtime::sync_cluster();
+  if (thread == 0) sums[blockIdx.x] = sum;
+}
+
+void check_clusters() {
+  constexpr int kBlocks = 4, kClusters = 3, kRounds = 5, kBytes = 8 * (2 * kBlocks + 1);
+  set_case("clusters");
+  for (const bool backwards : {false, true}) {
+    emulator::emulation().backwards = backwards;
+    std::vector<int64_t> sums(size_t{kClusters} * kBlocks, -1);
+    const auto launch = [&](bool all_arrive) {
+      launch_clusters(cluster_kernel, kClusters * kBlocks, kBlocks, dim3(40), kBytes, nullptr, sums.data(), kBlocks,
+                      kRounds, all_arrive);
+    };
+    launch(true);
+    for (int cluster = 0; cluster < kClusters; ++cluster)
+      for (int i = 0; i < kBlocks; ++i) CHECK(sums[cluster * kBlocks + i] == (4 * (4 * cluster) + 6) * 4 * 4 * 4 * 4);
+    CHECK_THROWS(std::logic_error, launch(false));
+  }
+  emulator::emulation().backwards = false;
 }
 
 // One warp, one tile: sums[output][row] of small whole numbers, which every element type holds exactly.
@@ -107,6 +146,7 @@ void check_rounding() {
 void run() {
   check_exchange();
   check_deadlock();
+  check_clusters();
   check_tile<FmaTile<kForwardSlices>>("FMA cores, forward");
   check_tile<FmaTile<kBackwardSlices>>("FMA cores, backward");
   check_tile<MmaTile<Half>>("tensor cores, float16");
