@@ -48,6 +48,24 @@ void check_tile(const TileShape& tile) {
   }
 }
 
+// The fragments as the PTX manual words them (mma.m16n8k16 of 16-bit numbers, mma.m16n8k8 of TF32): an emulator cannot tell.
+void check_manual() {
+  const auto same = [](FragmentPlace found, int row, int column) { return found.row == row && found.column == column; };
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int group = lane >> 2, in_group = lane % 4;
+    for (int i = 0; i < 8; ++i) {
+      const bool upper = i < 2 || (i >= 4 && i < 6);
+      CHECK(same(fragment_a(lane, i), upper ? group : group + 8, in_group * 2 + (i & 1) + (i >= 4 ? 8 : 0)));
+    }
+    for (int i = 0; i < 4; ++i) {
+      CHECK(same(fragment_b(lane, i), in_group * 2 + (i & 1) + (i >= 2 ? 8 : 0), group));
+      CHECK(same(fragment_c(lane, i), i < 2 ? group : group + 8, in_group * 2 + (i & 1)));
+      CHECK(same(tf32_fragment_a(lane, i), i == 0 || i == 2 ? group : group + 8, i < 2 ? in_group : in_group + 4));
+    }
+    CHECK(same(tf32_fragment_b(lane, 0), in_group, group) && same(tf32_fragment_b(lane, 1), in_group + 4, group));
+  }
+}
+
 // The fragments of B: every (depth, row) once; and the rows of a fragment lie in different banks.
 void check_fragments() {
   std::set<std::pair<int, int>> places;
@@ -245,6 +263,7 @@ int64_t check_clusters(DeviceLimits device, Unit unit, int gates, int largest) {
 
 void run() {
   for (const TileShape& tile : kTiles) check_tile(tile);
+  check_manual();
   check_fragments();
   check_tf32_fragments();
   CHECK(check_device(kH200, Unit::kFma, 4) >= 1024);  // LSTM
