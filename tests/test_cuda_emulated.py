@@ -142,7 +142,7 @@ def test_clusters(cell: str, multiprocessors: int, cluster: int, sizes: dict[str
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_clusters_need_every_barrier(cell: str, dtype: str) -> None:
-    """The same bits with threads and blocks in the opposite order, and as from the grid where the order of sums is one."""
+    """The same bits when threads and blocks run in the opposite order."""
     _cuda.set_path("cluster")
     _cuda.set_multiprocessors(8, 4)
     place = torch_place("cpu") if dtype in HALF else NUMPY
