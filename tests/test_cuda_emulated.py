@@ -319,6 +319,7 @@ def test_tf32_grids(multiprocessors: int, sizes: dict[str, Any], tf32_on: None) 
 def test_tf32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Off at first; for float32 alone; a backward does as its forward did."""
     assert not rnnfast.get_tf32()
+    _cuda.set_multiprocessors(132, 0)
     case = case_of("lstm", H=200, T=4, dtype="float32", hx=True)
     arrays, exact, plan = make(case), run(case), plan_of(NUMPY, case)
     assert "tf32" not in plan

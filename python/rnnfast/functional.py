@@ -184,7 +184,8 @@ def _stack_for(cell: str, weights: Any, num_layers: Any, bidirectional: Any, giv
     if not (plain and arrays):
         return _check_stack(cell, weights, num_layers, bidirectional, given)
     shapes = [w.shape for w in weights[:5]]
-    key = (cell, num_layers, bidirectional, len(weights), weights[0].dtype, *shapes)
+    engine = _device.emulate  # which tests of the emulated one turn on and off
+    key = (cell, num_layers, bidirectional, len(weights), weights[0].dtype, engine, *shapes)
     found = _known_stacks.get(key)
     if found is None:
         if len(_known_stacks) >= 256:
