@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import rnnfast
 from rnnfast import _device, functional
 from rnnfast._device import extension
 from rnnfast.bench import gpu, records, session, suites
@@ -196,6 +197,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch, restore_sharing: None) -> Iterato
     functional.stack.cache_clear()
     yield
     functional.stack.cache_clear()
+    rnnfast.set_tf32(False)  # which the contender of that name has set
 
 
 def rows() -> list[Any]:
@@ -214,12 +216,12 @@ def rows() -> list[Any]:
 @pytest.mark.parametrize("row", rows())
 def test_rows_are_checked_and_timed(row: Row, stand_ins: None) -> None:
     before = _cuda.launches()
-    with session.Session(("rnnfast", "torch", "torch-tf32"), 1, "cuda", rounds=1) as running:
+    with session.Session(("rnnfast", "torch", "rnnfast-tf32", "torch-tf32"), 1, "cuda", rounds=1) as running:
         assert running.open() == {}
         assert running.measure_machine(["float32"]).machine.peak_gflops == {}
         outcome = running.run(row)
     assert not outcome.failures
-    names = ["rnnfast", "torch", "torch-tf32"] if row.dtype == "float32" else ["rnnfast", "torch"]
+    names = ["rnnfast", "torch"] + ["rnnfast-tf32", "torch-tf32"] * (row.dtype == "float32")
     assert [r["library"] for r in outcome.records] == names
     assert {r["region"] for r in outcome.records} == {gpu.cudnn_region(row)}
     assert _cuda.launches() > before, "expected the CUDA engine to run"
@@ -250,7 +252,7 @@ def test_the_script_adds_runs_up(stand_ins: None, monkeypatch: pytest.MonkeyPatc
         script.measure_rows.callback(path, 10.0, False)
     assert "2 of 3 rows wait" in capsys.readouterr().out
     first = records.read_json(path)[0]
-    assert {record["library"] for record in first} == {"rnnfast", "torch", "torch-tf32"}
+    assert {record["library"] for record in first} == set(script.CONTENDERS)
     measured = records.row_of(first[0])
     assert script.Growing(path).in_order(both)[-1] == measured
     script.measure_rows.callback(path, 1000.0, False)

@@ -17,6 +17,7 @@ from hypothesis import given
 
 import rnnfast
 from cuda_cases import (
+    CLUSTER_SIZES,
     DTYPES,
     EMPTY,
     GRID_SIZES,
@@ -31,6 +32,8 @@ from cuda_cases import (
     check_lean,
     check_on,
     check_random,
+    check_tf32,
+    check_tf32_products,
     cupy_place,
     everything_of,
     lean_results,
@@ -54,6 +57,7 @@ import torch_cases
 from rnnfast import _cuda
 
 DEVICE = "cuda"
+HAS_CLUSTERS = torch.cuda.get_device_capability()[0] >= 9
 PATHS = [("float64", ""), *(("float32", path) for path in ("", "grid", "generic")), *HALF_PATHS]
 
 
@@ -104,14 +108,29 @@ def test_grids(cell: str, sizes: dict[str, Any], dtype: str, tensors: Place) -> 
 
 
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
-@pytest.mark.parametrize(("B", "H"), [(3, 64), (64, 512), (16, 1024)])
+@pytest.mark.parametrize("sizes", CLUSTER_SIZES)
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
-def test_grids_repeat_their_bits(cell: str, B: int, H: int, dtype: str, tensors: Place) -> None:
+def test_clusters(cell: str, sizes: dict[str, Any], dtype: str, tensors: Place) -> None:
+    _cuda.set_path("cluster")
+    case = case_of(cell, **sizes, bidirectional=True, dtype=dtype, hx=True)
+    here = "cluster kernel" if HAS_CLUSTERS else "no cluster of blocks has room"
+    assert plan_of(tensors, case).count(here) == 2
+    check_on(tensors, case)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize(
+    ("path", "B", "H"),
+    [("grid", 3, 64), ("grid", 64, 512), ("grid", 16, 1024)]
+    + [("cluster", 3, 64), ("cluster", 64, 384)] * HAS_CLUSTERS,
+)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_grids_repeat_their_bits(cell: str, path: str, B: int, H: int, dtype: str, tensors: Place) -> None:
     """Blocks that wait for each other at every step, beside a stream that is busy: no step reads what is not there yet."""
-    _cuda.set_path("grid")
+    _cuda.set_path(path)
     case = case_of(cell, T=400, B=B, I=8, H=H, dtype=dtype, return_states=False)
     arrays = tensors.arrays(case)
-    assert plan_of(tensors, case).count("grid kernel") == 2
+    assert plan_of(tensors, case).count(f"{path} kernel") == 2
     expected = forward_and_backward(case, arrays)
     busy = torch.ones(2048, 2048, device=DEVICE)
     for repeat in range(8):
@@ -121,6 +140,26 @@ def test_grids_repeat_their_bits(cell: str, B: int, H: int, dtype: str, tensors:
                     busy @ busy
         found = forward_and_backward(case, arrays)
         assert all(map(torch.equal, flatten(found), flatten(expected)))
+
+
+@pytest.fixture
+def tf32_on() -> Iterator[None]:
+    rnnfast.set_tf32(True)
+    yield
+    rnnfast.set_tf32(False)
+
+
+@pytest.mark.parametrize("sizes", GRID_SIZES[:3])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_tf32_grids(cell: str, sizes: dict[str, Any], tensors: Place, tf32_on: None) -> None:
+    check_tf32(tensors, case_of(cell, **sizes, bidirectional=True, hx=True))
+
+
+@pytest.mark.parametrize("path", ["grid", "generic"])
+@pytest.mark.parametrize(("B", "width", "H"), [(3, 33, 20), (19, 70, 67), (64, 256, 512)])
+def test_tf32_products(path: str, B: int, width: int, H: int, tensors: Place, tf32_on: None) -> None:
+    _cuda.set_path(path)
+    check_tf32_products(tensors, B, width, H)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -554,7 +593,9 @@ def test_foreign_tensors_of_another_stream() -> None:
 def test_plans(tensors: Place) -> None:
     """All steps run in one launch where the weights fit, on this device too: one multiprocessor, or all of them."""
     assert plan_of(tensors, case_of("lstm", dtype="float32")).count("all steps in one launch (persistent kernel") == 2
-    assert plan_of(tensors, case_of("lstm", H=600, T=4, dtype="float32")).count("grid kernel") == 2
+    assert plan_of(tensors, case_of("lstm", H=700, T=4, dtype="float32")).count("grid kernel") == 2
+    middle = plan_of(tensors, case_of("lstm", H=256, T=4, B=16, dtype="float32"))
+    assert middle.count("cluster kernel" if HAS_CLUSTERS else "grid kernel") == 2
     assert plan_of(tensors, case_of("lstm", H=1024, T=4, dtype="bfloat16")).count("grid kernel") == 2
     assert plan_of(tensors, case_of("lstm", dtype="float64")).count("a launch for each step") == 2
 

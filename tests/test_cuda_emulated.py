@@ -33,10 +33,13 @@ from cuda_cases import (
     PERSISTENT_SIZES,
     RANDOM,
     SIZES,
+    SMALL_CLUSTERS,
     check_clamped_lengths,
     check_lean,
     check_on,
     check_random,
+    check_tf32,
+    check_tf32_products,
     everything_of,
     lean_results,
     odd_size,
@@ -45,7 +48,7 @@ from cuda_cases import (
     torch_place,
 )
 from reference_cases import Case, flatten, make, map_arrays, options, poison_padding, results, valid_mask
-from rnnfast import functional, reference
+from rnnfast import _tf32, functional, reference
 from rnnfast._device import extension, libraries
 from rnnfast.cli import selftest, selftest_cases, selftest_worker
 from test_kernels import CELLS, assert_same, case_of, check, truth_of, variants
@@ -122,6 +125,61 @@ def test_grids(cell: str, multiprocessors: int, sizes: dict[str, Any], dtype: st
     check_on(place, case)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "tf32", *HALF])
+@pytest.mark.parametrize(("multiprocessors", "cluster", "sizes"), SMALL_CLUSTERS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_clusters(cell: str, multiprocessors: int, cluster: int, sizes: dict[str, Any], dtype: str) -> None:
+    _cuda.set_path("cluster")
+    _cuda.set_multiprocessors(multiprocessors, cluster)
+    rnnfast.set_tf32(dtype == "tf32")
+    try:
+        place = torch_place("cpu") if dtype in HALF else NUMPY
+        case = case_of(cell, **sizes, bidirectional=True, dtype=dtype.replace("tf32", "float32"), hx=True)
+        assert plan_of(place, case).count("cluster kernel") == 2
+        if dtype != "tf32":
+            check_on(place, case)
+        elif "relu" not in cell:
+            check_tf32(place, case)
+    finally:
+        rnnfast.set_tf32(False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_clusters_need_every_barrier(cell: str, dtype: str) -> None:
+    """The same bits when threads and blocks run in the opposite order."""
+    _cuda.set_path("cluster")
+    _cuda.set_multiprocessors(8, 4)
+    place = torch_place("cpu") if dtype in HALF else NUMPY
+    case = case_of(cell, T=5, B=20, H=43, lengths=True, reset=0.2, bidirectional=True, dtype=dtype)
+    found = place.run(case)
+    _cuda.run_backwards(True)
+    assert_same(place.run(case), found)
+
+
+def test_which_clusters() -> None:
+    """Between what one block holds and what the largest cluster does; never where the device has none."""
+
+    def plan(**changes: Any) -> str:
+        return plan_of(NUMPY, case_of("lstm", **{"T": 4, "B": 16, "dtype": "float32"} | changes))
+
+    assert plan(H=256).count("cluster kernel: clusters of ") == 2
+    assert plan(H=256, bidirectional=True).count("both directions at once") == 2
+    assert plan(H=1024).count("grid kernel: ") == 2
+    _cuda.set_multiprocessors(108, 0)
+    assert plan(H=256).count("grid kernel: ") == 2
+    _cuda.set_path("cluster")
+    assert plan(H=256).count("generic kernel: no cluster of blocks has room for the recurrent weights") == 2
+
+
+def test_clusters_with_weights_in_shared_memory() -> None:
+    _cuda.set_path("cluster")
+    _cuda.set_multiprocessors(4, 4)
+    case = case_of("lstm", T=2, B=3, H=200, dtype="float32", hx=True)
+    assert "clusters of 4 blocks of 256 threads with 52 units" in plan_of(NUMPY, case)
+    check_on(NUMPY, case)
+
+
 @pytest.mark.parametrize(
     ("dtype", "multiprocessors", "H", "blocks"),
     [("float32", 4, 170, "4 blocks of 256 threads with 44 units"), *((t, 18, 560, "18 blocks of 256") for t in HALF)],
@@ -140,6 +198,41 @@ def test_weights_in_shared_memory(dtype: str, multiprocessors: int, H: int, bloc
 @pytest.mark.parametrize("sizes", PERSISTENT_SIZES)
 def test_sizes_of_persistent_kernels(cell: str, sizes: dict[str, Any]) -> None:
     check_on(NUMPY, case_of(cell, **sizes, bidirectional=True, dtype="float32", hx=True))
+
+
+@pytest.mark.parametrize(("path", "multiprocessors", "H"), [("", 4, 5), ("grid", 2, 24)])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_ragged_batches_are_sorted(cell: str, path: str, multiprocessors: int, H: int) -> None:
+    """Sequences that end together share a block or group, in whatever order they come: the short half of a batch costs what it
+    has to do. Where a sequence comes changes no bit of it.
+    """
+    _cuda.set_path(path)
+    _cuda.set_multiprocessors(multiprocessors)
+    T, B = 20, 32
+
+    def steps(lengths: Any) -> tuple[int, dict[str, Any], Any]:
+        case = case_of(cell, T=T, B=B, H=H, dtype="float32", lengths=tuple(int(n) for n in lengths), bidirectional=True)
+        arrays, before = make(case), _cuda.barriers()
+        found = run(case, arrays)
+        return _cuda.barriers() - before, found, arrays
+
+    lengths = np.tile([T, 1, 3, T, 2, T, 2, T], B // 8)
+    nothing, everything = steps([0] * B)[0], steps([T] * B)[0]
+    count, found, arrays = steps(lengths)
+    share = (T + 3) / 2 / T
+    assert count == steps(np.sort(lengths))[0]
+    assert share / 2 < (count - nothing) / (everything - nothing) < 1.1 * share
+
+    order = np.random.default_rng(0).permutation(B)
+    case = case_of(cell, T=T, B=B, H=H, dtype="float32", lengths=True, bidirectional=True)
+    moved = replace(arrays.map(lambda a: a[..., order, :] if a.ndim > 2 else a), lengths=lengths[order])
+    for name, value in run(case, moved).items():
+        if "weight" not in name and "bias" not in name:
+            np.testing.assert_array_equal(value, found[name][..., order, :], err_msg=name)
+
+
+def test_more_sequences_than_are_sorted() -> None:
+    check_on(NUMPY, case_of("gru", T=2, B=8193, I=1, H=1, dtype="float32", lengths=True), slack=2)
 
 
 @pytest.mark.parametrize(("dtype", "path"), PATHS)
@@ -193,6 +286,71 @@ def test_empty(cell: str, T: int, B: int) -> None:
 @RANDOM
 def test_random_configurations(case: Case) -> None:
     check_random(NUMPY, case)
+
+
+# ---- float32 with products in TF32 ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tf32_on() -> Iterator[None]:
+    rnnfast.set_tf32(True)
+    yield
+    rnnfast.set_tf32(False)
+
+
+@pytest.mark.parametrize("path", ["", "grid", "generic"])
+@pytest.mark.parametrize("case", [p for p in variants() if "relu" not in p.values[0].cell])  # whose kink has no bound
+def test_tf32(case: Case, path: str, tf32_on: None) -> None:
+    _cuda.set_path(path)
+    check_tf32(NUMPY, case)
+
+
+@pytest.mark.parametrize("path", ["grid", "generic"])
+@pytest.mark.parametrize(("B", "width", "H"), [(3, 33, 20), (19, 70, 67), (1, 5, 130)])
+def test_tf32_products(path: str, B: int, width: int, H: int, tf32_on: None) -> None:
+    _cuda.set_path(path)
+    check_tf32_products(NUMPY, B, width, H)
+
+
+@pytest.mark.parametrize(("multiprocessors", "sizes"), FEW_MULTIPROCESSORS)
+def test_tf32_grids(multiprocessors: int, sizes: dict[str, Any], tf32_on: None) -> None:
+    _cuda.set_path("grid")
+    _cuda.set_multiprocessors(multiprocessors)
+    case = case_of("gru", **sizes, bidirectional=True, dtype="float32", hx=True)
+    assert plan_of(NUMPY, case).count("grid kernel in tf32") == 2
+    check_tf32(NUMPY, case)
+
+
+def test_tf32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off at first; for float32 alone; a backward does as its forward did."""
+    assert not rnnfast.get_tf32()
+    _cuda.set_multiprocessors(132, 0)
+    case = case_of("lstm", H=200, T=4, dtype="float32", hx=True)
+    arrays, exact, plan = make(case), run(case), plan_of(NUMPY, case)
+    assert "tf32" not in plan
+    *_, before = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
+    rnnfast.set_tf32(True)
+    try:
+        words = plan_of(NUMPY, case)
+        assert words.count("(grid kernel in tf32: ") == 2
+        assert words.endswith("; products over all steps in tf32")
+        assert "(generic kernel in tf32: so few steps" in plan_of(NUMPY, replace(case, T=3))
+        for name, value in run(case).items():
+            assert (value != exact[name]).any()
+        assert "tf32" not in plan_of(NUMPY, replace(case, dtype="float64"))
+        assert before.plan == plan
+        gradients = functional.backward(before, arrays.grad_output, arrays.grad_state, grad_states=arrays.grad_states)
+        np.testing.assert_array_equal(gradients[0], exact["grad_x"])
+    finally:
+        rnnfast.set_tf32(False)
+    with pytest.raises(TypeError, match="flag: expected a bool, got int"):
+        rnnfast.set_tf32(1)  # type: ignore[arg-type]
+    for value, expected in {"1": True, "0": False, "": False}.items():
+        monkeypatch.setenv("RNNFAST_TF32", value)
+        assert _tf32._initial() is expected
+    monkeypatch.setenv("RNNFAST_TF32", "yes")
+    with pytest.raises(ValueError, match="RNNFAST_TF32: expected 0 or 1, got 'yes'"):
+        _tf32._initial()
 
 
 # ---- float16 and bfloat16 ------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ struct Config {
   int64_t input_size, hidden_size, proj_size, num_layers, num_directions;  // proj_size 0: none
   bool bias;
   double parameters[4];
+  bool tf32 = false;  // CUDA, float32: operands of products rounded to TF32; sums, gates and states are not
 
   int64_t output_size() const { return proj_size ? proj_size : hidden_size; }  // P
   int64_t layer_input(int64_t layer) const { return layer ? num_directions * output_size() : input_size; }

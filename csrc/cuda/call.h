@@ -144,6 +144,7 @@ class Call {
     item.steps = args_.steps, item.batch = args_.batch;
     item.I = config_.layer_input(layer), item.H = H, item.P = P;
     item.reverse = d == 1, item.projected = config_.proj_size > 0, item.keep = keeps();
+    item.tf32 = config_.tf32;
     item.gates = gates_.gates, item.slot_count = gates_.slots, item.recurrent = gates_.recurrent;
     std::copy(gates_.input, gates_.input + kMaxGates, item.input_gate);
     std::copy(gates_.recurrent_order, gates_.recurrent_order + kMaxGates, item.recurrent_gate);

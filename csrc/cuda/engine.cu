@@ -47,6 +47,7 @@ void launch_dropout(const Call<T>& call, int64_t layer, const Sequence<T>& sourc
 constexpr bool kHasPersistent = sizeof(T) == sizeof(float);  // of the element types, for float32
 constexpr bool kHasGrid = sizeof(T) <= sizeof(float);        // not for float64
 constexpr int64_t kLeastGridSteps = 4;                       // fewer are done before the weights have been loaded
+constexpr int64_t kMostSorted = 8192;                        // sequences: each is compared with all others
 
 // How the time loop of a pass runs: the first of these that is possible, else a launch for each step.
 struct Plan {
@@ -64,12 +65,13 @@ Plan make_plan(const Config& config, const ForwardArgs& args) {
   if (path == "generic" || config.proj_size > 0) return plan;
   constexpr bool kForward = kPass == GridPass::kForward;
   constexpr int kSums = kForward ? Cell::kGates : 1, kDepth = kForward ? 1 : Cell::kGates;
-  if (kHasPersistent && path != "grid")
+  const bool forced = !path.empty();
+  if (kHasPersistent && !forced)
     plan.block = plan_persistent(cuda_runtime::device_limits(), kSums, kDepth * config.hidden_size, config.hidden_size,
                                  args.batch, sizeof(A));
-  const bool wanted = !plan.block.possible && (path == "grid" || args.steps >= kLeastGridSteps);
+  const bool wanted = !plan.block.possible && (forced || args.steps >= kLeastGridSteps);
   if constexpr (kHasGrid)
-    if (wanted) plan.grid = GridLoop<T, Cell, kPass>::plan(config, args);
+    if (wanted) plan.grid = GridLoop<T, Cell, kPass>::plan(config, args, {path != "cluster", path != "grid"});
   return plan;
 }
 template <class Cell>
@@ -86,10 +88,21 @@ template <class Cell, GridPass kPass>
 struct Loop {
   using V = std::conditional_t<kPass == GridPass::kForward, T, A>;
   Plan plan;
-  Exchange<V> exchange{};
+  GlobalExchange<V> exchange{};
+  int32_t* order = nullptr;
 
   Loop(const Config& config, const ForwardArgs& args, Carver& workspace) : plan(make_plan<Cell, kPass>(config, args)) {
     if constexpr (kHasGrid) exchange = GridLoop<T, Cell, kPass>::take(plan.grid, workspace);
+    if (plan.in_one_launch() && args.lengths && args.batch <= kMostSorted) order = workspace.take<int32_t>(args.batch);
+  }
+
+  // Once for a call: every layer has the same lengths.
+  void sort(const Item<T>& item, Stream stream) const {
+    if (order) launch(sort_kernel<T>, blocks_for(item.batch), dim3(kThreads), stream, item, order);
+  }
+  Items<T> sorted(Items<T> items) const {
+    for (int64_t d = 0; d < items.count; ++d) items.item[d].order = order;
+    return items;
   }
 };
 template <class Cell>
@@ -148,14 +161,16 @@ void launch_padding(Kernel kernel, const Items<T>& items, Stream stream) {
 
 // ---- forward ------------------------------------------------------------------------------------------------------
 
+constexpr bool kExactInTf32 = sizeof(T) < sizeof(float);  // x and weights of 16 bits
+
 // The input products of the steps with numbers [begin, end), whose slots lie together.
 void input_products(Items<T>& items, int64_t begin, int64_t end, Stream stream) {
   for (int64_t d = 0; d < items.count; ++d) {
     Item<T>& item = items.item[d];
     const int64_t first = item.reverse ? item.steps - end : begin;
     item.first_kept = item.keep ? 0 : first;
-    launch_product<A>({(end - begin) * item.batch, item.gates * item.H, item.I, 1}, InputRows<T>{item, first},
-                      InputWeights<T>{item},
+    launch_product<A>({(end - begin) * item.batch, item.gates * item.H, item.I, 1}, kExactInTf32 || item.tf32,
+                      InputRows<T>{item, first}, InputWeights<T>{item},
                       DenseRows<A>{item.slots + slot_index(item, first, 0, 0), item.slot_count * item.H}, stream);
   }
 }
@@ -351,7 +366,7 @@ void weight_gradients(const Item<T>& item, const LayerWeights& target, const Wei
                   [&](int64_t rows, int64_t columns, const auto& left, const auto& right, A* sum, const auto& weight) {
                     const ProductSize size = BackwardMemory::weight_size(rows, columns, item.steps * item.batch);
                     const Partials<A> parts{partials, rows, columns};
-                    launch_product<A>(size, left, right, parts, stream);
+                    launch_product<A>(size, item.tf32, left, right, parts, stream);
                     finish(parts, size.parts, sum, weight);
                   });
 }
@@ -389,7 +404,7 @@ void backward_layer(const Items<T>& items, const Cell& cell, const BackwardLoop<
 template <class Target>
 void input_gradient(const Items<T>& items, const Target& target, Stream stream) {
   const Item<T>& item = items.item[0];
-  launch_product<A>({item.steps * item.batch, item.I, items.count * item.gates * item.H, 1}, GateGradientRows<T>{items},
+  launch_product<A>({item.steps * item.batch, item.I, items.count * item.gates * item.H, 1}, item.tf32, GateGradientRows<T>{items},
                     InputWeightRows<T>{items}, target, stream);
 }
 
@@ -466,8 +481,9 @@ void backward_in_windows(const Call<T>& call, const Items<T>& whole, const Backw
 template <class Cell>
 void backward_call(Call<T>& call, const BackwardMemory& memory, const BackwardArgs& gradients, const Cell& cell,
                    const ForwardLoop<Cell>* forward, const BackwardLoop<Cell>& loop, Stream stream) {
+  loop.sort(call.layer(0).item[0], stream);
   for (int64_t layer = call.config().num_layers - 1; layer >= 0; --layer) {
-    const Items<T> items = memory.items(layer);
+    const Items<T> items = loop.sorted(memory.items(layer));
     const bool dropped = layer > 0 && call.drops();
     const LayerWeights* grad_weights =
         gradients.grad_weights.empty() ? nullptr : &gradients.grad_weights[layer * items.count];
@@ -513,8 +529,9 @@ void forward(const Config& config, const ForwardArgs& args, const std::vector<La
     call.lay_out(reserve, workspace);
     call.set_weights(weights);
     const ForwardLoop<Cell> loop(config, args, workspace);
+    loop.sort(call.layer(0).item[0], static_cast<Stream>(stream));
     for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-      forward_layer(call, call.layer(layer), cell, loop, static_cast<Stream>(stream));
+      forward_layer(call, loop.sorted(call.layer(layer)), cell, loop, static_cast<Stream>(stream));
       if (call.drops() && layer + 1 < config.num_layers)
         launch_dropout(call, layer, call.output(layer), call.dropped(layer), static_cast<Stream>(stream));
     }
@@ -571,7 +588,8 @@ std::string generic_reason(const Config& config, const ForwardArgs& args) {
   if (!kHasGrid) return "persistent kernels are not for float64";
   if (cuda_engine::path() == "generic") return "set_path asks for it";
   if (config.proj_size > 0) return "persistent kernels have no projection";
-  if (cuda_engine::path() != "grid" && args.steps < kLeastGridSteps) return "so few steps are sooner done one by one";
+  if (cuda_engine::path().empty() && args.steps < kLeastGridSteps) return "so few steps are sooner done one by one";
+  if (cuda_engine::path() == "cluster") return "no cluster of blocks has room for the recurrent weights";
   return "the recurrent weights do not fit the multiprocessors";
 }
 
@@ -581,15 +599,18 @@ std::string describe(const Config& config, const ForwardArgs& args, const Plan& 
     return "all steps in one launch (persistent kernel: " + std::to_string(block.batch_slices) + " blocks of " +
            std::to_string(block.threads) + " threads, each with " + std::to_string(block.rows) +
            (block.rows == 1 ? " sequence)" : " sequences)");
-  if (plan.grid.possible) return "all steps in one launch (grid kernel: " + in_words(plan.grid) + ")";
-  return "a launch for each step (generic kernel: " + generic_reason(config, args) + ")";
+  const std::string tf32 = config.tf32 ? " in tf32" : "";
+  const std::string kind = plan.grid.cluster ? "cluster kernel" : "grid kernel";
+  if (plan.grid.possible) return "all steps in one launch (" + kind + tf32 + ": " + in_words(plan.grid) + ")";
+  return "a launch for each step (generic kernel" + tf32 + ": " + generic_reason(config, args) + ")";
 }
 
 std::string describe(const Config& config, const ForwardArgs& args) {
   std::string text;
   with_cell(config, [&]<class Cell>(const Cell&) {
     text = "forward " + describe(config, args, forward_plan<Cell>(config, args)) + "; backward " +
-           describe(config, args, backward_plan<Cell>(config, args));
+           describe(config, args, backward_plan<Cell>(config, args)) +
+           (config.tf32 ? "; products over all steps in tf32" : "");
   });
   return text;
 }

@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreads) step_kernel(Items<T> items, Cell cel
   A sum[Cell::kGates][1][1] = {};
   if (any)
     multiply<true, true>(
-        sum, 0, item.P, [&](int row, int64_t k) { return h_rows[row] ? read(h_rows[row][k]) : A(0); },
+        sum, 0, item.P, item.tf32, [&](int row, int64_t k) { return h_rows[row] ? read(h_rows[row][k]) : A(0); },
         [&](int g, int64_t k, int column) {
           const int64_t unit = tile.unit0 + column;
           return unit < item.H ? item.w_hh(item.recurrent_gate[g] * item.H + unit, k) : A(0);
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kThreads) projection_kernel(Items<T> items, in
   const int64_t t = step_number(item, n), b = tile.batch0 + threadIdx.y, u = tile.unit0 + threadIdx.x;
   A sum[1][1][1] = {};
   multiply<true, true>(
-      sum, 0, item.H,
+      sum, 0, item.H, item.tf32,
       [&](int row, int64_t k) { return tile.batch0 + row < item.batch ? raw_h(item, t, tile.batch0 + row, k) : A(0); },
       [&](int, int64_t k, int column) {
         return tile.unit0 + column < item.P ? item.w_hr(tile.unit0 + column, k) : A(0);

@@ -31,6 +31,7 @@ struct Item {
   int64_t steps, batch, I, H, P;
   int64_t first_kept;  // the step that comes first in `slots`
   bool reverse, projected;
+  bool tf32;                                             // products of float32 are of operands rounded to TF32
   bool keep;                                             // slots, cells and raw of every step are there, for backward
   int gates, slot_count, recurrent;                      // of the cell: kGates, kSlots, kRecurrent
   int input_gate[kMaxGates], recurrent_gate[kMaxGates];  // kInputGate, kRecurrentGate
@@ -39,6 +40,7 @@ struct Item {
   Sequence<T> out;  // [T, B, P] of this direction; also where h of the previous step is read
   Sequence<const uint8_t> reset;
   const int64_t* lengths;  // [B] on the device, clamped here; null: all T
+  const int32_t* order;    // [B] of the persistent kernels: sequences by falling length; null: as they come
   Rows<const T> h0, c0, reset_h, reset_c;
   Rows<T> hn, cn;
   Rows<A> running_c;  // if it is there, c before the first step and after the last: not c0 and cn
@@ -80,6 +82,12 @@ RNNFAST_FN T* row_or_null(const Rows<T>& rows, int64_t b) {
 template <class T>
 RNNFAST_FN int64_t length(const Item<T>& item, int64_t b) {
   return item.lengths ? clamp(item.lengths[b], int64_t{0}, item.steps) : item.steps;
+}
+
+// The sequence that a persistent kernel has in a place of the batch.
+template <class T>
+RNNFAST_FN int64_t sequence_at(const Item<T>& item, int64_t place) {
+  return item.order ? item.order[place] : place;
 }
 
 // The n-th step in the order of the item's forward pass.

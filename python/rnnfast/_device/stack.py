@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from .. import reference
+from .._tf32 import get_tf32
 from . import extension
 from .arguments import Arguments, Given
 from .context import Context
@@ -135,6 +136,7 @@ class Stack:
             seed=seed,
             call=call,
             checkpoint_every=checkpoint_every if lean or checkpoint_every else None,
+            tf32=get_tf32(),
         )
         engine_call = make_call(views=views, weights=self.views_of(arguments, given.weights))
         reserve = self._run(arguments, engine_call)
