@@ -29,7 +29,8 @@ from rnnfast.bench.session import OWN, Session
 
 THREADS = (1, 2, 4, 8, 16)
 ROUNDS, SCALING_ROUNDS = 5, 3
-CONTENDERS = (OWN, "torch", "torch-tf32")
+CONTENDERS = (OWN, "torch", "rnnfast-tf32", "torch-tf32")
+PAIRS = ((OWN, "torch"), ("rnnfast-tf32", "torch-tf32"))
 
 # (cell, (T, B, I, H)): latency, batches of each size class, and what is split over hidden units.
 SCALING = (
@@ -103,7 +104,7 @@ def main() -> None:
 @click.option("--seconds", type=float, default=300.0, show_default=True)
 @click.option("--full", is_flag=True, help="The grid of all sizes too.")
 def measure_rows(path: Path, seconds: float, full: bool) -> None:
-    """The rows of the suite "gpu", beside PyTorch's cuDNN layers, without and with TF32."""
+    """The rows of the suite "gpu", beside PyTorch's cuDNN layers, both without and with TF32."""
     end, growing = time.monotonic() + seconds, Growing(path)
     rows = growing.in_order(spread([*suites.rows_of("gpu"), *(suites.gpu_grid() if full else ())]))
     with Session(CONTENDERS, machine.usable_cores(), "cuda", ROUNDS) as session:
@@ -146,12 +147,13 @@ def table(paths: Sequence[Path]) -> None:
 
 
 def region_table(found: Sequence[records.Record], provenance: dict[str, Any]) -> Table:
-    """Times faster than cuDNN, by its region, dtype and mode."""
-    ratios = [ratio for ratio in summary.ratios(found) if ratio.rival in CONTENDERS]
+    """Times faster than cuDNN, by its region, dtype and mode; with TF32 against cuDNN with TF32."""
     groups: dict[Any, list[float]] = defaultdict(list)
-    for ratio in ratios:
-        own = ratio.record
-        groups[own["region"], own["dtype"], own["mode"], ratio.rival].append(ratio.value)
+    for row in summary.by_row(found):
+        times = {record["library"]: record["median_s"] for record in row}
+        for own, rival in PAIRS:
+            if own in times and rival in times:
+                groups[row[0]["region"], row[0]["dtype"], row[0]["mode"], rival].append(times[rival] / times[own])
     shown = Table(title=f"{provenance['gpu']}: times faster than cuDNN (below 1: slower)", title_justify="left")
     for heading in ("cuDNN's region", "dtype", "mode", "rival", "rows", "mean", "least", "most"):
         shown.add_column(heading)

@@ -7,7 +7,7 @@
 # scikit-build-core, cmake, ninja, pytest, hypothesis; and nvcc. Then tests, compute-sanitizer where it works, benchmarks
 # beside cuDNN, and the CPU engine over the cores. --full adds the grid of all sizes to the rows. Each phase has a log in
 # OUTDIR; the next one runs even if it fails, and the exit status is then 1. gpu.json and scaling.json there grow from what
-# bench/results has, so that runs add up: copy them back to bench/results.
+# bench/results has, so that runs add up, and are copied back to it.
 set -euo pipefail
 
 OUT=$(realpath -m "${1:?usage: bench/gpu.sh OUTDIR [--full]}")
@@ -23,7 +23,14 @@ mkdir -p "$OUT"
 
 # The package is installed beside the machine's own ones: a virtual environment within another one would not see those.
 export PYTHONPATH=$WORK/site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PIP_NO_INDEX=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RNNFAST_COMMIT=${RNNFAST_COMMIT:-$(git describe --always --abbrev=40 --dirty=+ --exclude='*' 2>/dev/null || true)}
+# With a "+" where the tree is not the commit's, whatever records earlier runs have left in it.
+commit() {
+  local head
+  head=$(git rev-parse HEAD 2>/dev/null) || return 0
+  git diff --quiet HEAD -- . ':(exclude)bench/results' || head+=+
+  printf %s "$head"
+}
+RNNFAST_COMMIT=${RNNFAST_COMMIT:-$(commit)}
 export RNNFAST_COMMIT
 
 left() { echo $((LIMIT - SECONDS)); }
@@ -102,6 +109,9 @@ main() {
   seconds=$(($(left) - 95))  # what remains, but for the phase after it
   phase rows $((seconds + 10)) rows $((seconds > 20 ? seconds - 10 : 10)) "${FULL[@]}"
   phase scaling 90 scaling 75
+  for file in gpu scaling; do
+    [[ ! -e $OUT/$file.json || $OUT/$file.json -ef bench/results/$file.json ]] || cp "$OUT/$file.json" bench/results/
+  done
   {
     "$PYTHON" bench/gpu.py table "$OUT/gpu.json" "$OUT/scaling.json" || true
     printf '%s\n' "${REPORT[@]}" "commit ${RNNFAST_COMMIT:-unknown}, $SECONDS s in all"

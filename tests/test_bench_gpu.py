@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,7 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import rnnfast
 from rnnfast import _device, functional
+from rnnfast._device import extension
 from rnnfast.bench import gpu, records, session, suites
 from rnnfast.bench.clock import EventClock, HostClock
 from rnnfast.bench.rivals import Setup
@@ -70,6 +75,29 @@ def test_the_suite_has_rows_of_every_region() -> None:
     assert {row.dtype for row in rows} == {"float32", "float64", "float16", "bfloat16"}
     assert {row.mode for row in rows} == {"infer", "train", "step"}
     assert len(suites.gpu_grid()) == len(set(suites.gpu_grid()))
+
+
+def test_the_suite_has_what_it_is_to_show() -> None:
+    """Each cell with and without the input product, ragged, in both directions, streamed; DeepBench; in about 150 rows."""
+    rows = suites.rows_of("gpu")
+    assert 130 <= len(rows) == len(set(rows)) <= 170
+    there = {(r.family, r.mode, r.dtype, r.T, r.B, r.I, r.H, bool(r.ragged), r.bidirectional) for r in rows}
+    for cell in ("lstm", "gru", "rnn"):
+        for mode in ("infer", "train"):
+            for dtype in ("float32", "bfloat16"):
+                for input_size in (8, 256):
+                    assert (cell, mode, dtype, 256, 64, input_size, 256, False, False) in there
+                assert (cell, mode, dtype, 200, 64, 256, 256, True, False) in there
+            assert (cell, mode, "bfloat16", 200, 32, 256, 256, False, True) in there
+            for dtype in ("float32", "float16"):
+                assert any(key[:3] == (cell, mode, dtype) for key in there)
+        assert (cell, "step", "float32", 1, 1, 128, 128, False, False) in there
+    deepbench = [("lstm", 25, b, h) for b in (16, 64, 128) for h in (512, 1024, 2048)]
+    deepbench += [("lstm", 150, 64, 256), ("gru", 1500, 32, 1024), ("rnn", 50, 32, 1760)]
+    for cell, steps, batch, size in deepbench:
+        for mode in ("infer", "train"):
+            for dtype in ("float32", "float16"):
+                assert (cell, mode, dtype, steps, batch, size, size, False, False) in there
 
 
 # ---- records -------------------------------------------------------------------------------------------------------
@@ -162,13 +190,14 @@ class InProcess:
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch, restore_sharing: None) -> Iterator[None]:
     pytest.importorskip("torch")
-    monkeypatch.setattr(_device, "emulate", True)
+    monkeypatch.setattr(extension, "emulate", True)
     monkeypatch.setattr(gpu, "stand_in", True)
     monkeypatch.setattr(session, "Contender", InProcess)
     monkeypatch.setattr(session, "_BATCH_SECONDS", 1e-4)
     functional.stack.cache_clear()
     yield
     functional.stack.cache_clear()
+    rnnfast.set_tf32(False)  # which the contender of that name has set
 
 
 def rows() -> list[Any]:
@@ -187,12 +216,12 @@ def rows() -> list[Any]:
 @pytest.mark.parametrize("row", rows())
 def test_rows_are_checked_and_timed(row: Row, stand_ins: None) -> None:
     before = _cuda.launches()
-    with session.Session(("rnnfast", "torch", "torch-tf32"), 1, "cuda", rounds=1) as running:
+    with session.Session(("rnnfast", "torch", "rnnfast-tf32", "torch-tf32"), 1, "cuda", rounds=1) as running:
         assert running.open() == {}
         assert running.measure_machine(["float32"]).machine.peak_gflops == {}
         outcome = running.run(row)
     assert not outcome.failures
-    names = ["rnnfast", "torch", "torch-tf32"] if row.dtype == "float32" else ["rnnfast", "torch"]
+    names = ["rnnfast", "torch"] + ["rnnfast-tf32", "torch-tf32"] * (row.dtype == "float32")
     assert [r["library"] for r in outcome.records] == names
     assert {r["region"] for r in outcome.records} == {gpu.cudnn_region(row)}
     assert _cuda.launches() > before, "expected the CUDA engine to run"
@@ -223,7 +252,7 @@ def test_the_script_adds_runs_up(stand_ins: None, monkeypatch: pytest.MonkeyPatc
         script.measure_rows.callback(path, 10.0, False)
     assert "2 of 3 rows wait" in capsys.readouterr().out
     first = records.read_json(path)[0]
-    assert {record["library"] for record in first} == {"rnnfast", "torch", "torch-tf32"}
+    assert {record["library"] for record in first} == set(script.CONTENDERS)
     measured = records.row_of(first[0])
     assert script.Growing(path).in_order(both)[-1] == measured
     script.measure_rows.callback(path, 1000.0, False)
@@ -232,6 +261,38 @@ def test_the_script_adds_runs_up(stand_ins: None, monkeypatch: pytest.MonkeyPatc
     shown = capsys.readouterr().out
     assert "small H" in shown
     assert "times faster than cuDNN" in shown
+
+
+STUB = """#!/bin/sh
+# In the place of python: everything succeeds, the two measurements write what they were given and a line more.
+case "$1 $2" in
+  "bench/gpu.py rows" | "bench/gpu.py scaling") echo "$2 $RNNFAST_COMMIT" >>"$4" ;;
+  "bench/gpu.py table") echo "the table" ;;
+esac
+"""
+
+
+def test_the_command_adds_runs_up_in_bench_results(tmp_path: Path) -> None:
+    """Twice, with all that it starts replaced: the second run begins with what the first has left."""
+    root = Path(__file__).resolve().parent.parent
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    shutil.copy(root / "bench" / "gpu.sh", tmp_path / "bench")
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(stub), "RNNFAST_COMMIT": "abc"}
+    for run in ("first", "second"):
+        done = subprocess.run(
+            ["bash", tmp_path / "bench" / "gpu.sh", tmp_path / run],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "the table" in done.stdout.partition("======== scaling")[2]
+    for name in ("gpu", "scaling"):
+        lines = (tmp_path / "bench" / "results" / f"{name}.json").read_text().splitlines()
+        assert lines == [f"{'rows' if name == 'gpu' else name} abc"] * 2
 
 
 def load_script() -> Any:

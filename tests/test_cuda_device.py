@@ -17,20 +17,26 @@ from hypothesis import given
 
 import rnnfast
 from cuda_cases import (
+    CLUSTER_SIZES,
     DTYPES,
     EMPTY,
     GRID_SIZES,
     HALF,
     HALF_PATHS,
+    LEAN,
     PERSISTENT_SIZES,
     RANDOM,
     SIZES,
     Place,
     check_clamped_lengths,
+    check_lean,
     check_on,
     check_random,
+    check_tf32,
+    check_tf32_products,
     cupy_place,
     everything_of,
+    lean_results,
     odd_size,
     plan_of,
     random_cases,
@@ -44,12 +50,14 @@ if _device.unavailable() is not None:
     pytest.skip("there is no CUDA device that rnnfast._cuda runs on", allow_module_level=True)
 
 import torch
+from torch.utils._triton import has_triton
 
 import rnnfast.torch as rt
 import torch_cases
 from rnnfast import _cuda
 
 DEVICE = "cuda"
+HAS_CLUSTERS = torch.cuda.get_device_capability()[0] >= 9
 PATHS = [("float64", ""), *(("float32", path) for path in ("", "grid", "generic")), *HALF_PATHS]
 
 
@@ -100,14 +108,29 @@ def test_grids(cell: str, sizes: dict[str, Any], dtype: str, tensors: Place) -> 
 
 
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
-@pytest.mark.parametrize(("B", "H"), [(3, 64), (64, 512), (16, 1024)])
+@pytest.mark.parametrize("sizes", CLUSTER_SIZES)
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
-def test_grids_repeat_their_bits(cell: str, B: int, H: int, dtype: str, tensors: Place) -> None:
+def test_clusters(cell: str, sizes: dict[str, Any], dtype: str, tensors: Place) -> None:
+    _cuda.set_path("cluster")
+    case = case_of(cell, **sizes, bidirectional=True, dtype=dtype, hx=True)
+    here = "cluster kernel" if HAS_CLUSTERS else "no cluster of blocks has room"
+    assert plan_of(tensors, case).count(here) == 2
+    check_on(tensors, case)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize(
+    ("path", "B", "H"),
+    [("grid", 3, 64), ("grid", 64, 512), ("grid", 16, 1024)]
+    + [("cluster", 3, 64), ("cluster", 64, 384)] * HAS_CLUSTERS,
+)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_grids_repeat_their_bits(cell: str, path: str, B: int, H: int, dtype: str, tensors: Place) -> None:
     """Blocks that wait for each other at every step, beside a stream that is busy: no step reads what is not there yet."""
-    _cuda.set_path("grid")
+    _cuda.set_path(path)
     case = case_of(cell, T=400, B=B, I=8, H=H, dtype=dtype, return_states=False)
     arrays = tensors.arrays(case)
-    assert plan_of(tensors, case).count("grid kernel") == 2
+    assert plan_of(tensors, case).count(f"{path} kernel") == 2
     expected = forward_and_backward(case, arrays)
     busy = torch.ones(2048, 2048, device=DEVICE)
     for repeat in range(8):
@@ -117,6 +140,26 @@ def test_grids_repeat_their_bits(cell: str, B: int, H: int, dtype: str, tensors:
                     busy @ busy
         found = forward_and_backward(case, arrays)
         assert all(map(torch.equal, flatten(found), flatten(expected)))
+
+
+@pytest.fixture
+def tf32_on() -> Iterator[None]:
+    rnnfast.set_tf32(True)
+    yield
+    rnnfast.set_tf32(False)
+
+
+@pytest.mark.parametrize("sizes", GRID_SIZES[:3])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_tf32_grids(cell: str, sizes: dict[str, Any], tensors: Place, tf32_on: None) -> None:
+    check_tf32(tensors, case_of(cell, **sizes, bidirectional=True, hx=True))
+
+
+@pytest.mark.parametrize("path", ["grid", "generic"])
+@pytest.mark.parametrize(("B", "width", "H"), [(3, 33, 20), (19, 70, 67), (64, 256, 512)])
+def test_tf32_products(path: str, B: int, width: int, H: int, tensors: Place, tf32_on: None) -> None:
+    _cuda.set_path(path)
+    check_tf32_products(tensors, B, width, H)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -243,6 +286,33 @@ def test_inference_gives_the_same_bits(case: Case, tensors: Place) -> None:
         np.testing.assert_array_equal(value, whole[name], err_msg=name)
 
 
+# ---- lean mode -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "path"), PATHS)
+@pytest.mark.parametrize("case", variants("everything", "reset_to_rows"))
+def test_lean(case: Case, dtype: str, path: str, tensors: Place) -> None:
+    _cuda.set_path(path)
+    for memory in LEAN:
+        check_lean(tensors, replace(case, dtype=dtype), memory)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize("H", [100, 512])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_lean_over_many_windows(cell: str, H: int, dtype: str, tensors: Place) -> None:
+    case = case_of(cell, T=400, B=9, I=8, H=H, dtype=dtype, lengths=True, reset=0.02, return_states=False)
+    arrays = tensors.arrays(case)
+    full = tensors.run(case, arrays)
+    for every in (64, 150):
+        found = lean_results(tensors, case, {"checkpoint_every": every}, arrays)
+        for name, value in found.items():
+            if "weight" in name or "bias" in name:
+                np.testing.assert_allclose(value, full[name], 0, 1e-2 * np.abs(full[name]).max(), err_msg=name)
+            else:
+                np.testing.assert_array_equal(value, full[name], err_msg=name)
+
+
 # ---- small shapes for compute-sanitizer ----------------------------------------------------------------------------
 
 
@@ -259,6 +329,12 @@ def test_small_projection(tensors: Place) -> None:
     check_on(tensors, case_of("lstm", T=4, B=3, I=7, H=21, proj=5, dtype="float32", reset=0.3, reset_state="rows"))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_small_lean(dtype: str, tensors: Place) -> None:
+    more = {"num_layers": 2, "bidirectional": True, "dropout": 0.3, "lengths": (3, 0, 5), "reset": 0.2}
+    check_lean(tensors, case_of("lstm", T=5, B=3, I=7, H=21, dtype=dtype, **more), {"checkpoint_every": 2})
+
+
 def test_small_blocks_of_four_sequences(tensors: Place) -> None:
     check_on(tensors, case_of("gru", T=3, B=150, I=3, H=17, dtype="float32", return_states=False))
 
@@ -268,9 +344,9 @@ def test_small_blocks_of_four_sequences(tensors: Place) -> None:
 DELAY = 100_000_000  # clock cycles: tens of milliseconds, within which the host has long gone on
 
 
-def forward_and_backward(case: Case, arrays: Arrays) -> list[Any]:
+def forward_and_backward(case: Case, arrays: Arrays, **memory: Any) -> list[Any]:
     output, state, *_, context = functional.forward(
-        case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays)
+        case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays), **memory
     )
     return [output, state, functional.backward(context, arrays.grad_output, arrays.grad_state)]
 
@@ -317,18 +393,19 @@ def test_cupy_stream() -> None:
 
 @pytest.mark.parametrize(("dtype", "path"), PATHS)
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
-def test_graph(cell: str, dtype: str, path: str, tensors: Place) -> None:
+@pytest.mark.parametrize("memory", [{}, {"checkpoint_every": 4}])
+def test_graph(cell: str, dtype: str, path: str, memory: dict[str, Any], tensors: Place) -> None:
     """Forward and backward captured once, replayed with other numbers, lengths and resets: nothing waits for the host."""
     _cuda.set_path(path)
     sizes = {"T": 9, "B": 6, "I": 5, "H": 21, "num_layers": 2, "bidirectional": True, "dropout": 0.3, "reset": 0.2}
     case = case_of(cell, **sizes, lengths=True, return_states=False, dtype=dtype)
     given = [on_device(tensors.arrays(replace(case, seed=seed))) for seed in (0, 5)]
-    expected = [forward_and_backward(case, arrays) for arrays in given]
+    expected = [forward_and_backward(case, arrays, **memory) for arrays in given]
     captured = on_device(tensors.arrays(case))
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = forward_and_backward(case, captured)
+        found = forward_and_backward(case, captured, **memory)
     for i in (1, 0, 1):
         for target, source in zip(tensors_in(captured), tensors_in(given[i]), strict=True):
             target.copy_(source)
@@ -370,6 +447,73 @@ def test_graph_of_a_module() -> None:
     assert all(map(torch.equal, found, expected))
 
 
+def test_nothing_waits_for_the_device() -> None:
+    """As far as PyTorch sees it: a ragged batch through autograd, with dropout, without a copy to the host."""
+    layer = rt.LSTM(6, 24, 2, dropout=0.3, device=DEVICE, dtype=torch.bfloat16)
+    x = torch.randn(7, 4, 6, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    lengths = torch.tensor([7, 0, 3, 5], device=DEVICE)
+    layer(x, lengths=lengths)[0].sum().backward()  # memory and kernels are there
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(x, lengths=lengths, reset=x[..., 0] > 1)[0].sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# ---- torch.compile, torch.func, autocast ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [*(("LSTM", dtype) for dtype in ("float32", *HALF)), ("GRU", "float32"), ("RNN", "float32")]
+)
+def test_compiles(kind: str, dtype: str) -> None:
+    """Without a graph break, and to the bits of the call that is not compiled."""
+    torch._dynamo.reset()
+    layer = getattr(rt, kind)(6, 24, 2, bidirectional=True, device=DEVICE, dtype=getattr(torch, dtype))
+    x = torch.randn(7, 4, 6, device=DEVICE, dtype=getattr(torch, dtype), requires_grad=True)
+    lengths = torch.tensor([7, 0, 3, 5], device=DEVICE)
+    compiled = torch.compile(layer, fullgraph=True, backend="inductor" if has_triton() else "aot_eager")
+    found, expected = (
+        [*flatten(results), *torch.autograd.grad(results[0].float().square().sum(), [x, *layer.parameters()])]
+        for results in (compiled(x, lengths=lengths), layer(x, lengths=lengths))
+    )
+    assert all(map(torch.equal, found, expected))
+
+
+def test_per_sample_gradients() -> None:
+    layer = rt.GRU(3, 4, 2).to(DEVICE)
+    samples, weights = torch.randn(6, 5, 2, 3, device=DEVICE), dict(layer.named_parameters())
+
+    def loss(weights: Any, x: Any) -> Any:
+        return torch.func.functional_call(layer, weights, (x,))[0].square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(
+        {name: p.detach() for name, p in weights.items()}, samples
+    )
+    for i, sample in enumerate(samples):
+        expected = torch.autograd.grad(loss(weights, sample), list(weights.values()))
+        assert all(torch.equal(g[i], e) for g, e in zip(found.values(), expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_autocast(kind: str) -> None:
+    """float16 as cuDNN's layer, which takes that whatever autocast names; bfloat16 is bfloat16 here."""
+    torch.manual_seed(0)
+    theirs = getattr(torch.nn, kind)(6, 24, 2).to(DEVICE)
+    ours = rt.convert(copy.deepcopy(theirs))
+    x = torch.randn(7, 4, 6, device=DEVICE)
+    with torch.autocast("cuda", torch.float16):
+        found, expected = ([*flatten(module(x))] for module in (ours, theirs))
+    assert [r.dtype for r in found] == [r.dtype for r in expected] == [torch.float16] * len(found)
+    torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = [*flatten(ours(x))]
+    lower = copy.deepcopy(ours).to(torch.bfloat16)
+    assert all(map(torch.equal, found, flatten(lower(x.bfloat16()))))
+    grads = torch.autograd.grad(found[0].float().sum(), list(ours.parameters()))
+    assert {g.dtype for g in grads} == {torch.float32}
+
+
 # ---- arrays --------------------------------------------------------------------------------------------------------
 
 
@@ -393,10 +537,65 @@ def test_arrays_of_both_libraries() -> None:
         forward_and_backward(case, replace(arrays, x=cupy.asnumpy(arrays.x)))
 
 
+class Described:
+    """A tensor as `__cuda_array_interface__` of version 3 describes it: its producer works on `stream`, None on none."""
+
+    def __init__(self, tensor: Any, stream: int | None) -> None:
+        self.tensor, self.stream = tensor, stream
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self.tensor.__cuda_array_interface__, "version": 3, "stream": self.stream}
+
+
+@pytest.mark.parametrize("kind", ["none", "legacy", "per thread", "its own"])
+def test_described_arrays_and_their_streams(kind: str) -> None:
+    """None: there is nothing to wait for; 1, 2 and an address: a stream that may be busy still."""
+    cupy, place = pytest.importorskip("cupy"), cupy_place()
+    case = stream_case("float32")
+    arrays = place.arrays(case)
+    expected = forward_and_backward(case, arrays)
+    late = torch.full(tuple(arrays.x.shape), torch.nan, device=DEVICE)
+    own = torch.cuda.Stream()
+    number = {"none": None, "legacy": 1, "per thread": 2, "its own": own.cuda_stream}[kind]
+    stream = {"legacy": torch.cuda.default_stream(), "per thread": torch.cuda.ExternalStream(2)}.get(kind, own)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(DELAY)
+        late.copy_(torch.from_dlpack(arrays.x))
+    if number is None:
+        torch.cuda.synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as consumer:
+        found = forward_and_backward(case, replace(arrays, x=Described(late, number)))
+        consumer.synchronize()
+    for a, b in zip(flatten(found), flatten(expected), strict=True):
+        cupy.testing.assert_array_equal(a, b)
+
+
+def test_foreign_tensors_of_another_stream() -> None:
+    """PyTorch's own description names no stream: DLPack orders the two."""
+    cupy, place = pytest.importorskip("cupy"), cupy_place()
+    case = stream_case("float32")
+    arrays = place.arrays(case)
+    expected = forward_and_backward(case, arrays)
+    late = torch.full(tuple(arrays.x.shape), torch.nan, device=DEVICE)
+    torch.cuda.synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as consumer:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda._sleep(DELAY)
+            late.copy_(torch.from_dlpack(arrays.x))
+            found = forward_and_backward(case, replace(arrays, x=late))
+        consumer.synchronize()
+    for a, b in zip(flatten(found), flatten(expected), strict=True):
+        cupy.testing.assert_array_equal(a, b)
+
+
 def test_plans(tensors: Place) -> None:
     """All steps run in one launch where the weights fit, on this device too: one multiprocessor, or all of them."""
     assert plan_of(tensors, case_of("lstm", dtype="float32")).count("all steps in one launch (persistent kernel") == 2
-    assert plan_of(tensors, case_of("lstm", H=600, T=4, dtype="float32")).count("grid kernel") == 2
+    assert plan_of(tensors, case_of("lstm", H=700, T=4, dtype="float32")).count("grid kernel") == 2
+    middle = plan_of(tensors, case_of("lstm", H=256, T=4, B=16, dtype="float32"))
+    assert middle.count("cluster kernel" if HAS_CLUSTERS else "grid kernel") == 2
     assert plan_of(tensors, case_of("lstm", H=1024, T=4, dtype="bfloat16")).count("grid kernel") == 2
     assert plan_of(tensors, case_of("lstm", dtype="float64")).count("a launch for each step") == 2
 

@@ -6,6 +6,7 @@ the device's. What this cannot show is told by its nature: speed, and what only 
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -26,22 +27,29 @@ from cuda_cases import (
     FEW_MULTIPROCESSORS,
     HALF,
     HALF_PATHS,
+    LEAN,
     NUMPY,
     PATHS,
     PERSISTENT_SIZES,
     RANDOM,
     SIZES,
+    SMALL_CLUSTERS,
     check_clamped_lengths,
+    check_lean,
     check_on,
     check_random,
+    check_tf32,
+    check_tf32_products,
     everything_of,
+    lean_results,
     odd_size,
     plan_of,
     random_cases,
     torch_place,
 )
-from reference_cases import Case, make, map_arrays, options, poison_padding, results, valid_mask
-from rnnfast import _device, functional, reference
+from reference_cases import Case, flatten, make, map_arrays, options, poison_padding, results, valid_mask
+from rnnfast import _tf32, functional, reference
+from rnnfast._device import extension, libraries
 from rnnfast.cli import selftest, selftest_cases, selftest_worker
 from test_kernels import CELLS, assert_same, case_of, check, truth_of, variants
 
@@ -54,7 +62,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def emulate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(_device, "emulate", True)
+    monkeypatch.setattr(extension, "emulate", True)
     functional.stack.cache_clear()
     yield
     functional.stack.cache_clear()
@@ -117,6 +125,61 @@ def test_grids(cell: str, multiprocessors: int, sizes: dict[str, Any], dtype: st
     check_on(place, case)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "tf32", *HALF])
+@pytest.mark.parametrize(("multiprocessors", "cluster", "sizes"), SMALL_CLUSTERS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_clusters(cell: str, multiprocessors: int, cluster: int, sizes: dict[str, Any], dtype: str) -> None:
+    _cuda.set_path("cluster")
+    _cuda.set_multiprocessors(multiprocessors, cluster)
+    rnnfast.set_tf32(dtype == "tf32")
+    try:
+        place = torch_place("cpu") if dtype in HALF else NUMPY
+        case = case_of(cell, **sizes, bidirectional=True, dtype=dtype.replace("tf32", "float32"), hx=True)
+        assert plan_of(place, case).count("cluster kernel") == 2
+        if dtype != "tf32":
+            check_on(place, case)
+        elif "relu" not in cell:
+            check_tf32(place, case)
+    finally:
+        rnnfast.set_tf32(False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_clusters_need_every_barrier(cell: str, dtype: str) -> None:
+    """The same bits when threads and blocks run in the opposite order."""
+    _cuda.set_path("cluster")
+    _cuda.set_multiprocessors(8, 4)
+    place = torch_place("cpu") if dtype in HALF else NUMPY
+    case = case_of(cell, T=5, B=20, H=43, lengths=True, reset=0.2, bidirectional=True, dtype=dtype)
+    found = place.run(case)
+    _cuda.run_backwards(True)
+    assert_same(place.run(case), found)
+
+
+def test_which_clusters() -> None:
+    """Between what one block holds and what the largest cluster does; never where the device has none."""
+
+    def plan(**changes: Any) -> str:
+        return plan_of(NUMPY, case_of("lstm", **{"T": 4, "B": 16, "dtype": "float32"} | changes))
+
+    assert plan(H=256).count("cluster kernel: clusters of ") == 2
+    assert plan(H=256, bidirectional=True).count("both directions at once") == 2
+    assert plan(H=1024).count("grid kernel: ") == 2
+    _cuda.set_multiprocessors(108, 0)
+    assert plan(H=256).count("grid kernel: ") == 2
+    _cuda.set_path("cluster")
+    assert plan(H=256).count("generic kernel: no cluster of blocks has room for the recurrent weights") == 2
+
+
+def test_clusters_with_weights_in_shared_memory() -> None:
+    _cuda.set_path("cluster")
+    _cuda.set_multiprocessors(4, 4)
+    case = case_of("lstm", T=2, B=3, H=200, dtype="float32", hx=True)
+    assert "clusters of 4 blocks of 256 threads with 52 units" in plan_of(NUMPY, case)
+    check_on(NUMPY, case)
+
+
 @pytest.mark.parametrize(
     ("dtype", "multiprocessors", "H", "blocks"),
     [("float32", 4, 170, "4 blocks of 256 threads with 44 units"), *((t, 18, 560, "18 blocks of 256") for t in HALF)],
@@ -135,6 +198,41 @@ def test_weights_in_shared_memory(dtype: str, multiprocessors: int, H: int, bloc
 @pytest.mark.parametrize("sizes", PERSISTENT_SIZES)
 def test_sizes_of_persistent_kernels(cell: str, sizes: dict[str, Any]) -> None:
     check_on(NUMPY, case_of(cell, **sizes, bidirectional=True, dtype="float32", hx=True))
+
+
+@pytest.mark.parametrize(("path", "multiprocessors", "H"), [("", 4, 5), ("grid", 2, 24)])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_ragged_batches_are_sorted(cell: str, path: str, multiprocessors: int, H: int) -> None:
+    """Sequences that end together share a block or group, in whatever order they come: the short half of a batch costs what it
+    has to do. Where a sequence comes changes no bit of it.
+    """
+    _cuda.set_path(path)
+    _cuda.set_multiprocessors(multiprocessors)
+    T, B = 20, 32
+
+    def steps(lengths: Any) -> tuple[int, dict[str, Any], Any]:
+        case = case_of(cell, T=T, B=B, H=H, dtype="float32", lengths=tuple(int(n) for n in lengths), bidirectional=True)
+        arrays, before = make(case), _cuda.barriers()
+        found = run(case, arrays)
+        return _cuda.barriers() - before, found, arrays
+
+    lengths = np.tile([T, 1, 3, T, 2, T, 2, T], B // 8)
+    nothing, everything = steps([0] * B)[0], steps([T] * B)[0]
+    count, found, arrays = steps(lengths)
+    share = (T + 3) / 2 / T
+    assert count == steps(np.sort(lengths))[0]
+    assert share / 2 < (count - nothing) / (everything - nothing) < 1.1 * share
+
+    order = np.random.default_rng(0).permutation(B)
+    case = case_of(cell, T=T, B=B, H=H, dtype="float32", lengths=True, bidirectional=True)
+    moved = replace(arrays.map(lambda a: a[..., order, :] if a.ndim > 2 else a), lengths=lengths[order])
+    for name, value in run(case, moved).items():
+        if "weight" not in name and "bias" not in name:
+            np.testing.assert_array_equal(value, found[name][..., order, :], err_msg=name)
+
+
+def test_more_sequences_than_are_sorted() -> None:
+    check_on(NUMPY, case_of("gru", T=2, B=8193, I=1, H=1, dtype="float32", lengths=True), slack=2)
 
 
 @pytest.mark.parametrize(("dtype", "path"), PATHS)
@@ -190,6 +288,71 @@ def test_random_configurations(case: Case) -> None:
     check_random(NUMPY, case)
 
 
+# ---- float32 with products in TF32 ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tf32_on() -> Iterator[None]:
+    rnnfast.set_tf32(True)
+    yield
+    rnnfast.set_tf32(False)
+
+
+@pytest.mark.parametrize("path", ["", "grid", "generic"])
+@pytest.mark.parametrize("case", [p for p in variants() if "relu" not in p.values[0].cell])  # whose kink has no bound
+def test_tf32(case: Case, path: str, tf32_on: None) -> None:
+    _cuda.set_path(path)
+    check_tf32(NUMPY, case)
+
+
+@pytest.mark.parametrize("path", ["grid", "generic"])
+@pytest.mark.parametrize(("B", "width", "H"), [(3, 33, 20), (19, 70, 67), (1, 5, 130)])
+def test_tf32_products(path: str, B: int, width: int, H: int, tf32_on: None) -> None:
+    _cuda.set_path(path)
+    check_tf32_products(NUMPY, B, width, H)
+
+
+@pytest.mark.parametrize(("multiprocessors", "sizes"), FEW_MULTIPROCESSORS)
+def test_tf32_grids(multiprocessors: int, sizes: dict[str, Any], tf32_on: None) -> None:
+    _cuda.set_path("grid")
+    _cuda.set_multiprocessors(multiprocessors)
+    case = case_of("gru", **sizes, bidirectional=True, dtype="float32", hx=True)
+    assert plan_of(NUMPY, case).count("grid kernel in tf32") == 2
+    check_tf32(NUMPY, case)
+
+
+def test_tf32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off at first; for float32 alone; a backward does as its forward did."""
+    assert not rnnfast.get_tf32()
+    _cuda.set_multiprocessors(132, 0)
+    case = case_of("lstm", H=200, T=4, dtype="float32", hx=True)
+    arrays, exact, plan = make(case), run(case), plan_of(NUMPY, case)
+    assert "tf32" not in plan
+    *_, before = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
+    rnnfast.set_tf32(True)
+    try:
+        words = plan_of(NUMPY, case)
+        assert words.count("(grid kernel in tf32: ") == 2
+        assert words.endswith("; products over all steps in tf32")
+        assert "(generic kernel in tf32: so few steps" in plan_of(NUMPY, replace(case, T=3))
+        for name, value in run(case).items():
+            assert (value != exact[name]).any()
+        assert "tf32" not in plan_of(NUMPY, replace(case, dtype="float64"))
+        assert before.plan == plan
+        gradients = functional.backward(before, arrays.grad_output, arrays.grad_state, grad_states=arrays.grad_states)
+        np.testing.assert_array_equal(gradients[0], exact["grad_x"])
+    finally:
+        rnnfast.set_tf32(False)
+    with pytest.raises(TypeError, match="flag: expected a bool, got int"):
+        rnnfast.set_tf32(1)  # type: ignore[arg-type]
+    for value, expected in {"1": True, "0": False, "": False}.items():
+        monkeypatch.setenv("RNNFAST_TF32", value)
+        assert _tf32._initial() is expected
+    monkeypatch.setenv("RNNFAST_TF32", "yes")
+    with pytest.raises(ValueError, match="RNNFAST_TF32: expected 0 or 1, got 'yes'"):
+        _tf32._initial()
+
+
 # ---- float16 and bfloat16 ------------------------------------------------------------------------------------------
 
 
@@ -236,6 +399,112 @@ def test_rounding_of_products(dtype: str) -> None:
     expected = exact.clamp(min=0).to(kind)
     assert torch.equal(output, expected)
     assert (expected.isinf().any()) == (dtype == "float16")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("proj", [0, 3])
+def test_streams_keep_c(dtype: str, proj: int) -> None:
+    """Step by step the same bits as in one call, which rounds c nowhere; so do a fork and rows in another order."""
+    torch = pytest.importorskip("torch")
+    _cuda.set_path("generic")  # one order of sums for both
+    place, case = torch_place("cpu"), case_of("lstm", T=12, B=3, H=7, proj=proj, num_layers=2, dtype=dtype, reset=0.1)
+    arrays = place.arrays(case)
+    whole, state, _ = functional.lstm(arrays.x, None, arrays.weights, num_layers=2, reset=arrays.reset, training=False)
+    stream = functional.Stream("lstm", functional.pack("lstm", arrays.weights, num_layers=2), 3, num_layers=2)
+    fork, rows = None, [0, 1, 2]
+    for t in range(12):
+        assert torch.equal(stream.step(arrays.x[t], arrays.reset[t]), whole[t])
+        if fork is not None:
+            assert torch.equal(fork.step(arrays.x[t][rows], arrays.reset[t][rows]), whole[t][rows])
+        if t == 5:
+            fork = stream.fork()
+        if t == 8:
+            rows = [2, 0, 0]
+            fork.reorder(rows)
+    for found, expected in zip(stream.get_state(), state, strict=True):
+        assert found.dtype == expected.dtype == getattr(torch, dtype)
+        assert torch.equal(found, expected)
+    stream.set_state(state)
+    assert all(map(torch.equal, stream.get_state(), state))
+
+
+# ---- lean mode -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "path"), [("float64", ""), ("float32", "grid")])
+@pytest.mark.parametrize("case", variants())
+def test_lean(case: Case, dtype: str, path: str) -> None:
+    _cuda.set_path(path)
+    for memory in LEAN:
+        check_lean(NUMPY, replace(case, dtype=dtype), memory)
+
+
+@pytest.mark.parametrize(("dtype", "path"), HALF_PATHS)
+@pytest.mark.parametrize("case", variants("everything", "reset_to_rows"))
+def test_lean_in_half_precision(case: Case, dtype: str, path: str, fresh_memory_is_nan: None) -> None:
+    """c is kept as it is computed, not as it is stored."""
+    _cuda.set_path(path)
+    for memory in LEAN:
+        check_lean(torch_place("cpu"), replace(case, dtype=dtype), memory)
+
+
+@pytest.mark.parametrize(("dtype", "path"), PATHS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_lean_in_one_direction(cell: str, dtype: str, path: str) -> None:
+    """Where all but the gradients of weights are the same bits: the reverse direction's too, seen alone."""
+    _cuda.set_path(path)
+    more = {"lengths": True, "reset": 0.2, "reset_state": "rows", "hx": True}
+    case = case_of(cell, T=23, B=9, H=9, dtype=dtype, **more)
+    for every in (1, 8, 99):
+        check_lean(NUMPY, case, {"checkpoint_every": every})
+    both = replace(case, bidirectional=True)
+    arrays = make(both)
+    found, full = lean_results(NUMPY, both, {"checkpoint_every": 5}, arrays), run(both, arrays)
+    inexact = [name for name in full if name == "grad_x" or "weight" in name or "bias" in name]
+    assert_same({n: v for n, v in found.items() if n not in inexact}, {n: full[n] for n in full if n not in inexact})
+
+
+@pytest.mark.parametrize("case", variants("everything"))
+def test_lean_retain(case: Case) -> None:
+    """Any number of backward calls, the same each time: they leave the reserve as it was."""
+    arrays = make(case)
+    *_, ctx = functional.forward(
+        case.cell, arrays.x, arrays.hx, arrays.weights, checkpoint_every=2, **options(case, arrays)
+    )
+    grads = (arrays.grad_output, arrays.grad_state)
+    first, second = (functional.backward(ctx, *grads, retain=retain) for retain in (True, False))
+    map_arrays_together(np.testing.assert_array_equal, first, second)
+    with pytest.raises(RuntimeError, match="used up"):
+        functional.backward(ctx, *grads)
+    partial = functional.forward(
+        case.cell, arrays.x, arrays.hx, arrays.weights, checkpoint_every=2, **options(case, arrays)
+    )[-1]
+    grad_x, grad_state, none = functional.backward(partial, *grads, need_grad_weights=False)
+    map_arrays_together(np.testing.assert_array_equal, (grad_x, grad_state), first[:2])
+    assert none is None
+
+
+@pytest.mark.parametrize(("T", "B"), EMPTY)
+@pytest.mark.parametrize("cell", CELLS)
+def test_lean_empty(cell: str, T: int, B: int) -> None:
+    more = {"num_layers": 2, "bidirectional": True, "lengths": True, "reset": 0.3, "reset_state": "rows"}
+    check_lean(NUMPY, case_of(cell, T=T, B=B, **more), {"checkpoint_every": 2})
+
+
+def test_lean_memory() -> None:
+    """The context holds c before each window, and the outputs of the lower layers."""
+    T, B, H = 1000, 4, 8
+
+    def kept(cell: str, layers: int = 1, **memory: Any) -> float:
+        arrays = make(case_of(cell, T=T, B=B, H=H, num_layers=layers, dtype="float32"))
+        context = functional.forward(cell, arrays.x, None, arrays.weights, num_layers=layers, **memory)[-1]
+        return float(context.nbytes / (T * B * H * 4))
+
+    assert 4.9 < kept("lstm") < 5.1
+    assert kept("lstm", lean=True) < 1.0
+    assert kept("lstm", checkpoint_every=100) < 0.02
+    assert kept("gru", lean=True) < 0.01
+    assert 1.0 < kept("gru", layers=2, lean=True) < 1.01
 
 
 # ---- the call ------------------------------------------------------------------------------------------------------
@@ -330,7 +599,7 @@ def test_many_steps() -> None:
     options = {"training": True}
     output, state, ctx = functional.forward(cell, arrays.x, None, arrays.weights, **options)
     grads = functional.backward(ctx, arrays.grad_output, arrays.grad_state)
-    _device.emulate = False
+    extension.emulate = False
     functional.stack.cache_clear()
     expected, expected_state, ctx = functional.forward(cell, arrays.x, None, arrays.weights, **options)
     expected_grads = functional.backward(ctx, arrays.grad_output, arrays.grad_state)
@@ -356,7 +625,6 @@ def test_errors() -> None:
         (ValueError, r"lengths: expected shape \[2\]", {"lengths": [1, 2, 3]}),
         (TypeError, "lengths: expected integers", {"lengths": [1.0, 2.0]}),
         (ValueError, "dropout: expected a probability", {"dropout": 1.5}),
-        (ValueError, "lean", {"lean": True}),
         (ValueError, "weight_hh_l0", {"weights": [arrays.weights[0], arrays.weights[1][:, :2], *arrays.weights[2:]]}),
     ):
         with pytest.raises(error, match=match):
@@ -372,7 +640,7 @@ def test_other_engines_arrays_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         TypeError, match="expected a torch.Tensor on a CUDA device, as the weights are, got numpy.ndarray"
     ):
         functional.gru(arrays.x, None, tensors)
-    monkeypatch.setattr(_device, "emulate", False)
+    monkeypatch.setattr(extension, "emulate", False)
     with pytest.raises(TypeError, match="weight_ih_l0: expected a numpy.ndarray or an array on a CUDA device"):
         functional.gru(arrays.x, None, tensors)
 
@@ -388,35 +656,144 @@ def test_dropout_masks_are_the_reference(seed: int, call: int) -> None:
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-12, atol=1e-12)
 
 
-def test_foreign_arrays_come_through_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for CuPy: what names device memory in either way is taken without a copy."""
+class CupyArray(np.ndarray):
+    """A stand-in for cupy.ndarray in the emulator's memory."""
 
-    class Array(np.ndarray):
-        __module__ = "cupy"
-        device = nullcontext()
-        __cuda_array_interface__ = property(lambda self: {})
+    __module__ = "cupy"
+    device = nullcontext()
+    __cuda_array_interface__ = property(lambda self: {})
 
-    def asarray(value: Any) -> Array:
-        return getattr(value, "array", value).view(Array)
 
-    stand_in = SimpleNamespace(asarray=asarray, from_dlpack=asarray, ascontiguousarray=asarray)
-    stand_in.empty = lambda shape, dtype: np.empty(shape, dtype).view(Array)
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A stand-in for CuPy; `taken` says by which of its functions it took arrays of others."""
+
+    def take(way: str) -> Any:
+        def function(value: Any) -> CupyArray:
+            taken.append(way)
+            value.__dlpack__() if way == "from_dlpack" else getattr(value, "__cuda_array_interface__", None)
+            return np.asarray(getattr(value, "array", value)).view(CupyArray)
+
+        return function
+
+    taken: list[str] = []
+    stand_in = SimpleNamespace(taken=taken, asarray=take("asarray"), from_dlpack=take("from_dlpack"))
+    stand_in.ascontiguousarray = lambda a: np.ascontiguousarray(a).view(CupyArray)
+    stand_in.empty = lambda shape, dtype: np.empty(shape, dtype).view(CupyArray)
     stand_in.cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=0))
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
-    monkeypatch.setattr(_device.Cupy, "address", lambda self, array: array.ctypes.data)
-    monkeypatch.setattr(_device.Cupy, "place", lambda self, array: 0)
-    case = case_of("lstm", T=3, B=2, lengths=(3, 1))
+    monkeypatch.setattr(libraries.Cupy, "address", lambda self, array: array.ctypes.data)
+    monkeypatch.setattr(libraries.Cupy, "place", lambda self, array: 0)
+    return stand_in
+
+
+class ByDescription:
+    """A producer that has `__cuda_array_interface__` alone, as Numba's."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "stream": 1}
+
+
+class ByDlpack:
+    """One that has DLPack alone, on a kind of device."""
+
+    def __init__(self, array: Any, kind: int = 2) -> None:
+        self.array, self.kind = array, kind
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.kind, 0
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return None
+
+
+class ByBoth(ByDlpack, ByDescription):
+    """One that has both, as PyTorch's, whose description names no stream."""
+
+
+class ReadOnly(ByBoth):
+    """One that does not give what is read-only by DLPack."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise BufferError("read-only")
+
+
+class RequiresGrad(ReadOnly):
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        raise RuntimeError("use detach()")
+
+
+WAYS = {
+    "description": (ByDescription, {"asarray"}),
+    "dlpack": (ByDlpack, {"from_dlpack"}),
+    "managed memory": (lambda a: ByDlpack(a, 13), {"from_dlpack"}),
+    "both": (ByBoth, {"from_dlpack"}),  # which alone orders the streams
+    "read-only": (ReadOnly, {"from_dlpack", "asarray"}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_foreign_arrays_come_through_cupy(way: str, cupy: SimpleNamespace) -> None:
+    """What names device memory in either way is taken without a copy."""
+    case = case_of("lstm", T=3, B=2, return_states=False)
     arrays = make(case)
     expected = run(case, arrays)
-    foreign = (
-        lambda a: SimpleNamespace(array=a, __cuda_array_interface__={}),
-        lambda a: SimpleNamespace(array=a, __dlpack_device__=lambda: (2, 0)),
-    )
-    for wrap in foreign:
-        given = replace(arrays.map(wrap), weights=[asarray(w) for w in arrays.weights])
-        found = run(case, given)
-        assert all(type(value) is Array for value in found.values())
-        assert_same(found, expected)
+    wrap, functions = WAYS[way]
+    given = replace(arrays.map(wrap), weights=[w.view(CupyArray) for w in arrays.weights])
+    found = run(case, given)
+    assert set(cupy.taken) == functions
+    assert all(type(value) is CupyArray for value in found.values())
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("wrap", [ByDlpack, ReadOnly, RequiresGrad, lambda a: ByDlpack(a, 1)])
+def test_foreign_arrays_that_cannot_be_taken(wrap: Any, cupy: SimpleNamespace) -> None:
+    """The argument is named, whatever the producer raised; a host's array is no device's."""
+    case = case_of("gru", T=3, B=2)
+    arrays = make(case)
+    weights = [w.view(CupyArray) for w in arrays.weights]
+    if wrap is ByDlpack:
+        cupy.from_dlpack = lambda value: 1 / 0
+    if wrap is ReadOnly:
+        cupy.asarray = lambda value: 1 / 0
+    with pytest.raises(TypeError, match="^hx: expected a"):
+        functional.gru(arrays.x.view(CupyArray), wrap(arrays.hx), weights)
+
+
+@pytest.mark.parametrize("place", ["numpy", "torch"])
+def test_lengths_and_elements_that_lie_apart(place: str) -> None:
+    """Of lengths on the device every second one; steps from the last to the first; elements at odd addresses."""
+    case = case_of("lstm", T=6, B=4, lengths=(6, 0, 3, 5), reset=0.3)
+    arrays = make(case)
+    expected = run(case, arrays)
+    if place == "torch":
+        lengths = torch_place("cpu").send(np.repeat(arrays.lengths, 2), "int64")[::2]
+        found = torch_place("cpu")
+        assert_same(found.run(case, replace(found.arrays(case), lengths=lengths)), expected)
+        return
+    backwards = replace(arrays, x=np.ascontiguousarray(arrays.x[::-1])[::-1], reset=np.asfortranarray(arrays.reset))
+    assert_same(run(case, backwards), expected)
+
+    def shifted(a: Any) -> Any:
+        memory = np.zeros(a.nbytes + 3, np.uint8)
+        view = memory[3:].view(a.dtype) if a.nbytes == 0 else np.frombuffer(memory[3:], a.dtype).reshape(a.shape)
+        view[...] = a
+        return view
+
+    odd = arrays.map(shifted)
+    assert odd.x.ctypes.data % 8
+    assert_same(run(case, odd), expected)
+    packed = functional.pack("lstm", arrays.weights)
+    with pytest.raises(ValueError, match="output: expected elements at multiples of their size"):
+        packed.stack.forward(
+            *(arrays.x, None, None, packed.core, False, False, None, None, None, None, False, 0.0, 0, 0),
+            shifted(expected["output"]),
+        )
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -445,7 +822,7 @@ def test_modules(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same layer on both devices."""
 
     def everything(device: str) -> list[Any]:
-        monkeypatch.setattr(_device, "emulate", device == "cuda")
+        monkeypatch.setattr(extension, "emulate", device == "cuda")
         return everything_of(kind, device, lambda a: a)
 
     before = _cuda.launches()
@@ -493,8 +870,76 @@ def test_torch_options_and_second_backward() -> None:
     layer.eval()
     with torch.no_grad():
         quiet, _ = layer(x)
-    _device.emulate = False
+    extension.emulate = False
     torch.testing.assert_close(quiet, layer(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [*HALF, "float64"])
+def test_torch_compiles(dtype: str) -> None:
+    """What only a device computes in, without a graph break: the results and gradients of the same calls."""
+    torch = pytest.importorskip("torch")
+    import rnnfast.torch as rt
+
+    torch._dynamo.reset()
+    layer = rt.LSTM(3, 4, 2, bidirectional=True, dtype=getattr(torch, dtype))
+    x = torch.randn(5, 2, 3, dtype=layer.weight_hh_l0.dtype, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    before = _cuda.launches()
+    found, expected = (
+        [*results, *torch.autograd.grad(results[0].float().square().sum(), [x, *layer.parameters()])]
+        for results in (list_of(compiled(x)), list_of(layer(x)))
+    )
+    assert _cuda.launches() > before
+    assert all(map(torch.equal, found, expected))
+
+
+def list_of(results: Any) -> list[Any]:
+    return list(flatten(results))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+@pytest.mark.parametrize("dtype", HALF)
+def test_autocast(kind: str, dtype: str) -> None:
+    """A module in float32 computes in autocast's dtype, states and weights too; gradients are float32."""
+    torch = pytest.importorskip("torch")
+    import rnnfast.torch as rt
+
+    kind_of = getattr(torch, dtype)
+    layer = getattr(rt, kind)(3, 4)
+    lower = copy.deepcopy(layer).to(kind_of)
+    x = torch.randn(*([] if "Cell" in kind else [5]), 2, 3, requires_grad=True)
+    h = torch.randn(*([] if "Cell" in kind else [1]), 2, 4)
+    given = (h, h + 1) if "LSTM" in kind else h
+    for hx in (None, given):
+        with torch.autocast("cpu", kind_of):
+            found = list_of(layer(x, hx))
+        expected = list_of(lower(x.to(kind_of), map_arrays(lambda a: a.to(kind_of), hx)))
+        assert all(map(torch.equal, found, expected))
+        assert {r.dtype for r in found} == {kind_of}
+        grads = torch.autograd.grad(found[0].float().sum(), [x, *layer.parameters()])
+        wanted = torch.autograd.grad(expected[0].float().sum(), [x, *lower.parameters()])
+        assert {g.dtype for g in grads} == {torch.float32}
+        assert all(torch.equal(g, w.float()) for g, w in zip(grads, wanted, strict=True))
+
+
+def test_autocast_of_sequences_and_compiled() -> None:
+    torch = pytest.importorskip("torch")
+    import rnnfast.torch as rt
+
+    torch._dynamo.reset()
+    layer, x, lengths = rt.GRU(3, 4), torch.randn(5, 2, 3), torch.tensor([5, 3])
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        ragged, _ = layer(x, lengths=lengths)
+        assert torch.equal(layer(packed)[0].data, torch.nn.utils.rnn.pack_padded_sequence(ragged, lengths).data)
+        assert ragged.dtype is torch.bfloat16
+        assert torch.equal(compiled(x)[0], layer(x)[0])
+        assert compiled(x)[0].dtype is torch.bfloat16
+        layer.double()
+        assert layer(x.double())[0].dtype is torch.float64  # which autocast leaves alone
+        with pytest.raises(ValueError, match=r"input: expected dtype torch.float64 under autocast.*got torch.bfloat16"):
+            layer(x)
 
 
 def test_torch_half_precision() -> None:

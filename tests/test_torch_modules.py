@@ -16,6 +16,7 @@ from torch_cases import (
     Setup,
     assert_close,
     draw,
+    engine,  # noqa: F401
     error,
     leaves,
     no_kernel,  # noqa: F401
@@ -26,6 +27,8 @@ from torch_cases import (
     strict,  # noqa: F401
     torch,
 )
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 nn = torch.nn
 rnn_utils = torch.nn.utils.rnn
@@ -178,9 +181,13 @@ def test_no_copy_of_what_is_contiguous():
         output, hn = layer(x)
     finally:
         functional.run_forward = original
-    pointers = [a.__array_interface__["data"][0] for a in seen[0] if isinstance(a, np.ndarray)]
+    pointers = [address(a) for a in seen[0] if isinstance(a, (np.ndarray, torch.Tensor))]
     assert {x.data_ptr(), output.data_ptr(), hn.data_ptr()} <= set(pointers)
-    assert [w.__array_interface__["data"][0] for w in seen[0][3]] == [p.data_ptr() for p in layer.parameters()]
+    assert [address(w) for w in seen[0][3]] == [p.data_ptr() for p in layer.parameters()]
+
+
+def address(array: Any) -> int:
+    return array.data_ptr() if isinstance(array, torch.Tensor) else array.__array_interface__["data"][0]
 
 
 # ---- gradients ----
@@ -248,11 +255,15 @@ def test_backward_frees_the_reserve():
     from rnnfast.torch import kernels
 
     layer = rt.LSTM(3, 4)
-    loss = layer(torch.randn(50, 2, 3))[0].sum()
+    loss = scalar(layer(torch.randn(50, 2, 3), return_states=True))
     assert len(kernels._reserves) == 1
     loss.backward()
     assert len(kernels._reserves) == 0  # while the graph's nodes are still there
     del loss
+    results = layer(torch.randn(50, 2, 3), return_states=True)
+    assert len(kernels._reserves) == 1
+    del results  # without a backward: no cycle keeps it
+    assert len(kernels._reserves) == 0
 
 
 @pytest.mark.parametrize("target", ["x", "weight"])

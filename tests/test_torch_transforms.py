@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from rnnfast import functional
+from rnnfast.explain import explain
 from torch_cases import (
+    engine,  # noqa: F401
     leaves,
     no_kernel,  # noqa: F401
     requiring_grad,
@@ -15,6 +17,8 @@ from torch_cases import (
     strict,  # noqa: F401
     torch,
 )
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 forward_ad = torch.autograd.forward_ad
 functional_call, vmap, grad = torch.func.functional_call, torch.func.vmap, torch.func.grad
@@ -213,6 +217,8 @@ def test_operator_backward_reads_the_memory_it_is_given():
     moved_output = output.clone()
     for t in (*leaves(arguments[:6]), output):
         t.fill_(float("nan"))
+    for t in arguments[6:8]:  # lengths, resets
+        t.zero_()
     before = functional.kernel_calls()
     found = backward(moved, moved_output, token)
     assert functional.kernel_calls() == before + 1
@@ -298,3 +304,64 @@ def test_fake_tensors(no_kernel):  # noqa: F811
     with FakeTensorMode(allow_non_fake_inputs=True):
         output, (hn, cn) = layer(torch.randn(5, 2, 3))
     assert (output.shape, hn.shape, cn.shape) == ((5, 2, 2), (2, 2, 2), (2, 2, 4))
+
+
+HERE = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def on_a_fake_device(kind: str, dtype: Any, **options: Any) -> tuple[Any, Any]:
+    """A module and its input; PyTorch's initialisation would ask for the device itself."""
+    module = getattr(rt, kind)(3, 4, **options, device="meta", dtype=dtype)
+    for name, p in list(module.named_parameters()):
+        setattr(module, name, torch.nn.Parameter(torch.empty_like(p, device="cuda"), requires_grad=False))
+    return module, torch.empty(*([] if kind.endswith("Cell") else [5]), 2, 3, device="cuda", dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", HERE)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell"])
+def test_fake_tensors_on_a_device(kind, dtype, no_kernel):  # noqa: F811
+    """Shapes, dtypes and devices as of the real thing on the CPU; no device needs to be there."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    options = {} if kind == "LSTMCell" else {"num_layers": 2, "bidirectional": True}
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        layer, x = on_a_fake_device(kind, dtype, **options)
+        results = leaves(layer(x))
+    expected = leaves(getattr(torch.nn, kind)(3, 4, **options)(torch.randn(x.shape)))
+    assert [r.shape for r in results] == [r.shape for r in expected]
+    assert {(r.dtype, r.device.type) for r in results} == {(dtype, "cuda")}
+    assert "on the GPU" in explain(layer, x)
+
+
+@pytest.mark.parametrize("dtype", HERE)
+def test_fake_gradients_on_a_device(dtype, no_kernel):  # noqa: F811
+    """Of the operators, since a PyTorch without CUDA has no autograd for its devices."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    given = operator_arguments("lstm", requires_grad=False)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        there = [map_tensors(lambda t: there_of(t, dtype), a) for a in given]
+        *results, token = torch.ops.rnnfast.stack(*there[:-1], True)
+        grads = torch.ops.rnnfast.stack_backward(*results, *there[:-1], results[0], token, [True] * 13)
+    assert token.device.type == "cpu"  # what stands behind it is Python's
+    assert [g.shape for g in grads] == [t.shape for t in leaves(given[:6])]
+    assert {(t.dtype, t.device.type) for t in (*results, *grads)} == {(dtype, "cuda")}
+
+
+def there_of(tensor: Any, dtype: Any) -> Any:
+    return torch.empty(tensor.shape, device="cuda", dtype=dtype if tensor.dtype.is_floating_point else tensor.dtype)
+
+
+def map_tensors(change: Any, value: Any) -> Any:
+    if isinstance(value, list):
+        return [map_tensors(change, v) for v in value]
+    return change(value) if isinstance(value, torch.Tensor) else value
+
+
+def test_exports_for_a_device(no_kernel):  # noqa: F811
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        layer, x = on_a_fake_device("GRU", torch.bfloat16)
+        program = torch.export.export(layer, (x,))
+    assert "rnnfast.stack" in str(program.graph)

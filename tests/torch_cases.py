@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,31 @@ torch = pytest.importorskip("torch")
 
 import rnnfast.torch as rt  # noqa: E402
 from rnnfast import functional  # noqa: E402
+from rnnfast._device import extension  # noqa: E402
 from rnnfast._strict import set_strict  # noqa: E402
+
+_cuda: Any = import_module("rnnfast._cuda") if find_spec("rnnfast._cuda") else None
+EMULATED = _cuda is not None and _cuda.emulated
+
+# For `engine`: those that tests of rnnfast.torch can run on here; PyTorch's CPU tensors stand for CUDA's with the second.
+ENGINES = (
+    "cpu",
+    pytest.param("emulated", marks=pytest.mark.skipif(not EMULATED, reason="no build with RNNFAST_CUDA=emulate")),
+)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The CPU's engine, then CUDA's, which must have run when the test ends."""
+    emulated = request.param == "emulated"
+    monkeypatch.setattr(extension, "emulate", emulated)
+    functional.stack.cache_clear()
+    torch._dynamo.reset()
+    before = _cuda.launches() if emulated else 0
+    yield request.param
+    functional.stack.cache_clear()
+    if emulated and "no_kernel" not in request.fixturenames:
+        assert _cuda.launches() > before, "expected the CUDA engine to run"
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 // rnnfast._cuda: the CUDA engine, by pointers. Python brings all memory (of CuPy or PyTorch) and the stream; its only caller,
-// rnnfast/_device.py, has checked devices, dtypes, shapes and strides. An array is (address, stride, stride, ...), strides in
+// rnnfast/_device, has checked devices, dtypes, shapes and strides. An array is (address, stride, stride, ...), strides in
 // elements; None is absent.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -43,7 +43,7 @@ class Views {
 };
 
 Config make_config(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes, bool bias,
-                   const std::vector<double>& parameters) {
+                   const std::vector<double>& parameters, bool tf32) {
   Config config{-1, Dtype::kFloat32, sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4), bias, {}};
   for (int i = 0; i < kCellCount; ++i)
     if (cell == kCells[i].name) config.cell = i;
@@ -56,13 +56,14 @@ Config make_config(const std::string& cell, const std::string& dtype, const std:
     config.dtype = Dtype::kBfloat16;
   else if (dtype != "float32")
     throw py::type_error("dtype: expected float32, float64, float16 or bfloat16, got " + dtype);
+  config.tf32 = tf32 && config.dtype == Dtype::kFloat32;
   if (parameters.size() > 4) throw py::value_error("parameters: expected at most 4");
   std::copy(parameters.begin(), parameters.end(), config.parameters);
   return config;
 }
 
 ForwardArgs make_forward(const py::dict& views, int64_t steps, int64_t batch, double dropout, uint64_t seed,
-                         uint64_t call) {
+                         uint64_t call, std::optional<int64_t> checkpoint_every) {
   const Views v(views);
   ForwardArgs args{};
   args.steps = steps, args.batch = batch;
@@ -70,9 +71,10 @@ ForwardArgs make_forward(const py::dict& views, int64_t steps, int64_t batch, do
   args.lengths = static_cast<const int64_t*>(v.data("lengths"));
   args.h0 = v.array("h0"), args.c0 = v.array("c0");
   args.reset_h = v.array("reset_h"), args.reset_c = v.array("reset_c");
-  args.hn = v.array("hn"), args.cn = v.array("cn");
+  args.hn = v.array("hn"), args.cn = v.array("cn"), args.running_c = v.array("running_c");
   args.h_all = v.data("h_all"), args.c_all = v.data("c_all");
   args.dropout = dropout, args.seed = seed, args.call = call;
+  args.lean = checkpoint_every.has_value(), args.checkpoint_every = checkpoint_every.value_or(0);
   return args;
 }
 
@@ -94,9 +96,10 @@ class Call {
  public:
   Call(const std::string& cell, const std::string& dtype, const std::vector<int64_t>& sizes, bool bias,
        const std::vector<double>& parameters, int64_t steps, int64_t batch, bool training, const py::dict& views,
-       const std::vector<View>& weights, double dropout, uint64_t seed, uint64_t call)
-      : config_(make_config(cell, dtype, sizes, bias, parameters)),
-        args_(make_forward(views, steps, batch, training ? dropout : 0, seed, call)),
+       const std::vector<View>& weights, double dropout, uint64_t seed, uint64_t call,
+       std::optional<int64_t> checkpoint_every, bool tf32)
+      : config_(make_config(cell, dtype, sizes, bias, parameters, tf32)),
+        args_(make_forward(views, steps, batch, training ? dropout : 0, seed, call, checkpoint_every)),
         weights_(make_weights(weights)),
         training_(training) {}
 
@@ -157,10 +160,11 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<Call>(m, "Call", "One forward call, and its backward.")
       .def(py::init<const std::string&, const std::string&, const std::vector<int64_t>&, bool,
                     const std::vector<double>&, int64_t, int64_t, bool, const py::dict&, const std::vector<View>&,
-                    double, uint64_t, uint64_t>(),
+                    double, uint64_t, uint64_t, std::optional<int64_t>, bool>(),
            py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("bias"), py::arg("parameters"),
            py::arg("steps"), py::arg("batch"), py::arg("training"), py::arg("views"), py::arg("weights"),
-           py::arg("dropout"), py::arg("seed"), py::arg("call"))
+           py::arg("dropout"), py::arg("seed"), py::arg("call"), py::arg("checkpoint_every"),
+           py::arg("tf32"))
       .def("forward_bytes", &Call::forward_bytes, "(reserve, workspace)")
       .def("forward", &Call::forward, py::arg("reserve"), py::arg("workspace"), py::arg("stream"))
       .def("plan", &Call::plan, "Which kernels serve it, in words.")
@@ -169,15 +173,19 @@ PYBIND11_MODULE(_cuda, m) {
       .def("backward", &Call::backward, py::arg("views"), py::arg("gradients"), py::arg("retain"), py::arg("reserve"),
            py::arg("workspace"), py::arg("stream"));
   m.def("set_path", &cuda_engine::set_path, py::arg("path"),
-        "'generic': a launch for each step, even where all steps fit one launch; 'grid': blocks that share the hidden "
-        "units, even where one block would do; '': the best.");
+        "'generic': a launch for each step, even where all steps fit one launch; 'grid', 'cluster': blocks that share "
+        "the "
+        "hidden units, even where one block would do, all of the device or those of a cluster; '': the best.");
   m.def("device_count", &cuda_engine::device_count, "0 where there is no driver.");
   m.def("device_description", &cuda_engine::device_description, "The current device, or why there is none.");
   m.def("launches", &cuda_engine::launches, "In the emulator: how many kernels this thread has launched.");
+  m.def("barriers", &cuda_engine::barriers,
+        "In the emulator: how many barriers blocks have come to, not in vain: a measure of the steps they did.");
   m.def("run_backwards", &cuda_engine::run_backwards, py::arg("on"),
         "In the emulator: run the threads of a block in the opposite order.");
-  m.def("set_multiprocessors", &cuda_engine::set_multiprocessors, py::arg("count"),
-        "In the emulator: how many the device has that plans are made for; 132 at first.");
+  m.def("set_multiprocessors", &cuda_engine::set_multiprocessors, py::arg("count"), py::arg("cluster") = 16,
+        "In the emulator: how many the device has that plans are made for, 132 at first, and how many blocks its "
+        "clusters.");
   m.attr("emulated") = cuda_engine::emulated();
   m.attr("architectures") = RNNFAST_CUDA_ARCHITECTURES;
 }

@@ -20,6 +20,7 @@ struct Config {
   int64_t input_size, hidden_size, proj_size, num_layers, num_directions;  // proj_size 0: none
   bool bias;
   double parameters[4];
+  bool tf32 = false;  // CUDA, float32: operands of products rounded to TF32; sums, gates and states are not
 
   int64_t output_size() const { return proj_size ? proj_size : hidden_size; }  // P
   int64_t layer_input(int64_t layer) const { return layer ? num_directions * output_size() : input_size; }
@@ -59,6 +60,7 @@ struct ForwardArgs {
   Array3 reset_h, reset_c;                  // [L * D, B or 1, .] (stride1 0 when 1); null: zeros
   Array3 hn, cn;                            // [L * D, B, .]
   void *h_all = nullptr, *c_all = nullptr;  // [T, L * D, B, .] contiguous; null: unwanted
+  Array3 running_c;  // CUDA: read in the place of c0, written in that of cn, in at least float32; null: those are
   double dropout = 0;
   uint64_t seed = 0, call = 0;
   // Training: keep no gates, and c only before every few steps (at least `checkpoint_every`; 0: as the plan likes). The

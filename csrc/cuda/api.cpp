@@ -48,8 +48,8 @@ std::string& chosen_path() {
 }  // namespace
 const std::string& path() { return chosen_path(); }
 void set_path(const std::string& path) {
-  if (path != "" && path != "generic" && path != "grid")
-    throw std::invalid_argument("path: expected '', 'generic' or 'grid', got '" + path + "'");
+  if (path != "" && path != "generic" && path != "grid" && path != "cluster")
+    throw std::invalid_argument("path: expected '', 'generic', 'grid' or 'cluster', got '" + path + "'");
   chosen_path() = path;
 }
 
@@ -63,14 +63,21 @@ int64_t launches() {
   return 0;
 #endif
 }
+int64_t barriers() {
+#ifdef RNNFAST_EMULATE
+  return emulator::emulation().barriers;
+#else
+  return 0;
+#endif
+}
 void run_backwards([[maybe_unused]] bool on) {
 #ifdef RNNFAST_EMULATE
   emulator::emulation().backwards = on;
 #endif
 }
-void set_multiprocessors([[maybe_unused]] int64_t count) {
+void set_multiprocessors([[maybe_unused]] int64_t count, [[maybe_unused]] int cluster) {
 #ifdef RNNFAST_EMULATE
-  emulator::emulation().multiprocessors = count;
+  emulator::emulation().multiprocessors = count, emulator::emulation().cluster = cluster;
 #endif
 }
 

@@ -30,14 +30,17 @@ void backward(const Config& config, const ForwardArgs& args, const BackwardArgs&
               void* stream);
 
 std::string describe(const Config& config, const ForwardArgs& args);  // which kernels serve a call, in words
-// "": the best that a shape allows; "grid": spread over blocks, also where one would do; "generic": a launch for each step.
+// "": the best that a shape allows; "grid", "cluster": spread over blocks, also where one would do, which exchange through
+// global memory or within a cluster; "generic": a launch for each step.
 void set_path(const std::string& path);
 
-int device_count();                       // 0 where there is no driver
-std::string device_description();         // of the current device, or why there is none
-bool emulated();                          // "device" memory is the host's (cuda/emulate.h)
-int64_t launches();                       // by this thread, of the emulator
-void run_backwards(bool on);              // the emulator's threads in the opposite order: a missing barrier shows
-void set_multiprocessors(int64_t count);  // of the device that the emulator is
+int device_count();                // 0 where there is no driver
+std::string device_description();  // of the current device, or why there is none
+bool emulated();                   // "device" memory is the host's (cuda/emulate.h)
+int64_t launches();                // by this thread, of the emulator
+int64_t barriers();                // that its blocks have come to: a measure of the steps they did
+void run_backwards(bool on);       // the emulator's threads in the opposite order: a missing barrier shows
+// Of the device that the emulator is; `cluster`: blocks of its largest cluster.
+void set_multiprocessors(int64_t count, int cluster);
 
 }  // namespace rnnfast::cuda_engine

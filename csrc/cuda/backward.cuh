@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads) step_adjoint_kernel(Items<T> items, 
   for (int g = 0; later >= 0 && g < Cell::kGates; ++g) {
     const int64_t first_row = item.recurrent_gate[g] * item.H, slot = (Cell::kRecurrent + g) * item.H;
     multiply<true, false>(
-        sum, 0, item.H,
+        sum, 0, item.H, item.tf32,
         [&](int row, int64_t k) {
           const int64_t b = tile.batch0 + row;
           return b < item.batch ? item.gate_grads[slot_index(item, later, b, slot + k)] : A(0);
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads) projection_adjoint_kernel(Items<T> i
   A sum[1][1][1] = {};
   if (n >= 0)
     multiply<true, false>(
-        sum, 0, item.P,
+        sum, 0, item.P, item.tf32,
         [&](int row, int64_t k) {
           const int64_t b = tile.batch0 + row;
           return b < item.batch ? item.grad_raw[(step_number(item, n) * item.batch + b) * item.P + k] : A(0);

@@ -54,29 +54,33 @@ Matrix<T> vector(const Array2& a) {  // as one row
 template <class T>
 class Call {
   using A = Arithmetic<T>;
-  // Of pre-activations, where they are not kept: many, since each launch of a persistent kernel loads the weights anew. In
-  // the emulator so few that its tests see more than one chunk.
+  // Of pre-activations, where they are not kept, and of gates in a window of lean mode: many, since each launch of a
+  // persistent kernel loads the weights anew. In the emulator so few that its tests see more than one chunk.
   static constexpr int64_t kChunkBytes = cuda_runtime::kEmulated ? 1 << 10 : 128 << 20;
 
  public:
   Call(const Config& config, const ForwardArgs& args, const Gates& gates, bool training)
-      : config_(config), args_(args), gates_(gates), training_(training) {
+      : config_(config), args_(args), gates_(gates), training_(training), lean_(training && args.lean) {
     const int64_t step = std::max<int64_t>(1, args.batch * gates.slots * config.hidden_size * int64_t{sizeof(A)});
-    chunk_ = training ? std::max<int64_t>(1, args.steps)
-                      : std::clamp<int64_t>(kChunkBytes / step, 1, std::max<int64_t>(1, args.steps));
+    const int64_t most = std::max<int64_t>(1, args.steps);
+    const int64_t steps = std::clamp<int64_t>(kChunkBytes / step, 1, most);
+    window_ = !lean_ ? most : args.checkpoint_every > 0 ? std::min(args.checkpoint_every, most) : steps;
+    chunk_ = keeps() ? most : std::min(steps, window_);
   }
 
-  void lay_out(Carver& reserve, Carver& workspace) {
-    sequences(training_ ? reserve : workspace);
+  // In lean mode the backward pass has memory for the gates of a window, the forward pass for those of a chunk.
+  void lay_out(Carver& reserve, Carver& workspace, bool backward = false) {
+    sequences(reserve, workspace);
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
       layers_.push_back({{}, config_.num_directions});
       for (int64_t d = 0; d < config_.num_directions; ++d) {
         Item<T>& item = layers_.back().item[d];
         item = arguments(layer, d);
-        if (training_)
+        if (lean_ && gates_.cell_state) item.checkpoints = reserve.take<A>((windows() - 1) * item.batch * item.H);
+        if (keeps())
           take_memory(item, args_.steps, args_.steps, reserve);
         else if (layer == 0)
-          take_memory(item, chunk_, 1, workspace);
+          take_memory(item, backward ? window_ : chunk_, backward ? window_ : 1, workspace);
         else
           share_memory(item, layers_[0].item[d]);
       }
@@ -96,6 +100,10 @@ class Call {
   const ForwardArgs& args() const { return args_; }
   const Gates& gates() const { return gates_; }
   int64_t chunk() const { return chunk_; }  // steps whose input product is made at once
+  bool lean() const { return lean_; }
+  bool keeps() const { return training_ && !lean_; }  // gates and c of every step
+  int64_t window() const { return window_; }          // steps that the backward pass has gates for at once
+  int64_t windows() const { return std::max<int64_t>(1, (args_.steps + window_ - 1) / window_); }
   int64_t width() const { return config_.num_directions * config_.output_size(); }
   Items<T>& layer(int64_t layer) { return layers_[layer]; }
   const Sequence<T>& output(int64_t layer) const { return output_[layer]; }
@@ -117,11 +125,15 @@ class Call {
   }
 
  private:
-  // The outputs of all layers; the last is the caller's. In inference two buffers serve in turn.
-  void sequences(Carver& memory) {
+  // The outputs of all layers; the last is the caller's. In inference two buffers serve in turn; in lean mode dropout is
+  // applied anew, in one buffer.
+  void sequences(Carver& reserve, Carver& workspace) {
     for (int64_t layer = 0; layer + 1 < config_.num_layers; ++layer) {
-      output_.push_back(training_ || layer < 2 ? fresh_sequence(memory) : output_[layer - 2]);
-      dropped_.push_back(drops() ? fresh_sequence(memory) : output_.back());
+      output_.push_back(training_ || layer < 2 ? fresh_sequence(training_ ? reserve : workspace) : output_[layer - 2]);
+      if (!drops())
+        dropped_.push_back(output_.back());
+      else
+        dropped_.push_back(lean_ && layer > 0 ? dropped_[0] : fresh_sequence(lean_ ? workspace : reserve));
     }
     output_.push_back(sequence<T>(args_.output));
   }
@@ -131,7 +143,8 @@ class Call {
     Item<T> item{};
     item.steps = args_.steps, item.batch = args_.batch;
     item.I = config_.layer_input(layer), item.H = H, item.P = P;
-    item.reverse = d == 1, item.projected = config_.proj_size > 0, item.keep = training_;
+    item.reverse = d == 1, item.projected = config_.proj_size > 0, item.keep = keeps();
+    item.tf32 = config_.tf32;
     item.gates = gates_.gates, item.slot_count = gates_.slots, item.recurrent = gates_.recurrent;
     std::copy(gates_.input, gates_.input + kMaxGates, item.input_gate);
     std::copy(gates_.recurrent_order, gates_.recurrent_order + kMaxGates, item.recurrent_gate);
@@ -144,6 +157,7 @@ class Call {
     item.h0 = rows<const T>(args_.h0, index), item.c0 = rows<const T>(args_.c0, index);
     item.reset_h = rows<const T>(args_.reset_h, index), item.reset_c = rows<const T>(args_.reset_c, index);
     item.hn = rows<T>(args_.hn, index), item.cn = rows<T>(args_.cn, index);
+    item.running_c = rows<A>(args_.running_c, index);
     item.h_all = states<T>(args_.h_all, index, config_.states(), args_.batch, P);
     item.c_all = states<T>(args_.c_all, index, config_.states(), args_.batch, H);
     return item;
@@ -161,8 +175,8 @@ class Call {
   const Config& config_;
   const ForwardArgs& args_;
   const Gates gates_;
-  const bool training_;
-  int64_t chunk_;
+  const bool training_, lean_;
+  int64_t window_, chunk_;
   std::vector<Items<T>> layers_;
   std::vector<Sequence<T>> output_, dropped_;
 };

@@ -4,8 +4,8 @@
 // The threads of a block are fibres: each runs until __syncthreads() or its end, then the next one takes over; a warp that
 // only exchanges values goes on by itself. A barrier that some threads of a block miss is an error; one that is missing in
 // the source shows when the threads run in the opposite order (`emulation().backwards`), since then the results differ.
-// Blocks run one after another, but those of a cooperative launch together: one that has come to a barrier lets another
-// go on, in an order that is drawn. That none of them can go on any more is an error.
+// Blocks run one after another, but those of a cooperative launch, or of a cluster, together: one that has come to a barrier
+// lets another go on, in an order that is drawn. That none of them can go on any more is an error.
 #pragma once
 
 #include <math.h>
@@ -36,8 +36,10 @@ namespace rnnfast::emulator {
 
 struct Emulation {
   bool backwards = false;  // threads and blocks run from the last to the first
-  int64_t launches = 0;
+  int64_t launches = 0,
+          barriers = 0;           // barriers that blocks came to, but for those at which they waited for others in vain
   int64_t multiprocessors = 132;  // of the device that is emulated
+  int cluster = 16;               // blocks of its largest cluster
   bool waits_in_vain = false;     // the block that runs now, for other blocks
 };
 inline Emulation& emulation() {
@@ -155,18 +157,45 @@ struct Block {
   }
 };
 
-// Together: all blocks are there at once. Else one after another.
-inline void run_blocks(std::vector<Block>& blocks, bool together, Fibres& fibres, const std::function<void()>& kernel) {
+// The blocks that run now, and how often one of them has come to sync_together().
+inline thread_local std::vector<Block>* together;
+inline thread_local uint64_t meetings;
+
+// Of the cluster that runs: the shared memory of the block of that number.
+inline double* shared_of_peer(int number) {
+  for (Block& block : *together)
+    if (block.index.x % together->size() == static_cast<unsigned>(number)) return block.shared.data();
+  throw std::logic_error("emulator: no such block in the cluster");
+}
+
+// A barrier of all threads of the blocks that run together.
+inline void sync_together() {
+  const auto wait = [] { Fibre::barrier(Wait::kBlock); };
+  wait();
+  const uint64_t all = together->size(), enough = (meetings / all + 1) * all;  // the same for all threads of the block
+  wait();
+  if (threadIdx.x == 0) ++meetings;
+  for (bool ready = false; !ready;) {
+    wait();
+    ready = meetings >= enough;
+    emulation().waits_in_vain = !ready;
+  }
+}
+
+// All blocks at once, in turns.
+inline void run_blocks(std::vector<Block>& blocks, Fibres& fibres, const std::function<void()>& kernel) {
   constexpr size_t kPatience = 1000;  // turns of each block
   std::vector<Block*> running;
   running.reserve(blocks.size());
   for (Block& block : blocks) running.push_back(&block);
+  together = &blocks, meetings = 0;
   uint32_t random = emulation().backwards ? 12345 : 67890;
   for (size_t in_vain = 0; !running.empty();) {
     random = random * 1664525 + 1013904223;
-    const size_t n = together ? (random >> 8) % running.size() : 0;
+    const size_t n = (random >> 8) % running.size();
     emulation().waits_in_vain = false;
     if (!running[n]->run(fibres, kernel)) running.erase(running.begin() + static_cast<ptrdiff_t>(n));
+    emulation().barriers += !emulation().waits_in_vain;
     in_vain = emulation().waits_in_vain ? in_vain + 1 : 0;
     if (in_vain > kPatience * (running.size() + 1))
       throw std::logic_error("emulator: blocks that wait for each other for ever");
@@ -174,14 +203,13 @@ inline void run_blocks(std::vector<Block>& blocks, bool together, Fibres& fibres
 }
 
 inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
-                     bool together = false) {
+                     int64_t at_once = 1) {
   static thread_local Fibres fibres;
   gridDim = grid, blockDim = block;
   const unsigned threads = block.x * block.y * block.z;
   exchanged.resize(threads);
   ++emulation().launches;
   const int64_t count = int64_t{grid.x} * grid.y * grid.z;
-  const int64_t at_once = together ? count : 1;
   while (fibres.size() < size_t{threads} * at_once) fibres.push_back(std::make_unique<Fibre>());
   try {
     for (int64_t n = 0; n < count; n += at_once) {
@@ -192,7 +220,7 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::func
         const std::vector<double> shared(shared_bytes / sizeof(double) + 1, NAN);  // not what the block before has left
         blocks.push_back({index, static_cast<unsigned>(j) * threads, shared});
       }
-      run_blocks(blocks, together, fibres, kernel);
+      run_blocks(blocks, fibres, kernel);
     }
   } catch (...) {
     fibres.clear();

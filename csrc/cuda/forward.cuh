@@ -66,7 +66,11 @@ RNNFAST_FN void write_c(const Item<T>& item, int64_t t, int64_t b, int64_t u, bo
   const T value = rounded<T>(active ? c : Arithmetic<T>(0));
   if (active) cell_state(item, t, b, u) = c;
   if (item.c_all.data) at(item.c_all, t, b)[u] = value;
-  if (active && is_last(item, t, b)) row_or_null(item.cn, b)[u] = value;
+  if (!active || !is_last(item, t, b)) return;
+  if (item.running_c.data)
+    row_or_null(item.running_c, b)[u] = c;
+  else
+    row_or_null(item.cn, b)[u] = value;
 }
 
 // What the cell needs of unit u beside the recurrent product: pre-activations from the input product with the biases of
@@ -142,7 +146,7 @@ __global__ void __launch_bounds__(kThreads) step_kernel(Items<T> items, Cell cel
   A sum[Cell::kGates][1][1] = {};
   if (any)
     multiply<true, true>(
-        sum, 0, item.P, [&](int row, int64_t k) { return h_rows[row] ? read(h_rows[row][k]) : A(0); },
+        sum, 0, item.P, item.tf32, [&](int row, int64_t k) { return h_rows[row] ? read(h_rows[row][k]) : A(0); },
         [&](int g, int64_t k, int column) {
           const int64_t unit = tile.unit0 + column;
           return unit < item.H ? item.w_hh(item.recurrent_gate[g] * item.H + unit, k) : A(0);
@@ -167,7 +171,7 @@ __global__ void __launch_bounds__(kThreads) projection_kernel(Items<T> items, in
   const int64_t t = step_number(item, n), b = tile.batch0 + threadIdx.y, u = tile.unit0 + threadIdx.x;
   A sum[1][1][1] = {};
   multiply<true, true>(
-      sum, 0, item.H,
+      sum, 0, item.H, item.tf32,
       [&](int row, int64_t k) { return tile.batch0 + row < item.batch ? raw_h(item, t, tile.batch0 + row, k) : A(0); },
       [&](int, int64_t k, int column) {
         return tile.unit0 + column < item.P ? item.w_hr(tile.unit0 + column, k) : A(0);

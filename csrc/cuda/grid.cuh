@@ -1,19 +1,14 @@
 // Whole time loops in one launch, with the recurrent weights spread over the multiprocessors: see cuda/grid_plan.h for who has
-// what and how the blocks wait for each other, cuda/tiles.cuh for the products. What happens to a unit once its sums are known
-// is the generic path's (forward.cuh, backward.cuh), as are the steps past a sequence's end (persistent.cuh).
+// what and how the blocks wait for each other, cuda/exchange.cuh for the ways there are, cuda/tiles.cuh for the products. What
+// happens to a unit once its sums are known is the generic path's (forward.cuh, backward.cuh), as are the steps past the end of
+// a sequence (persistent.cuh).
 #pragma once
 
+#include "cuda/exchange.cuh"
 #include "cuda/grid_plan.h"
 #include "cuda/tiles.cuh"
 
 RNNFAST_BEGIN
-
-// What the blocks of a launch write for each other; the flags are zero at first, and so are the states.
-template <class V>
-struct Exchange {
-  V* values;  // states or partials
-  uint32_t* flags;
-};
 
 // A thread's view of its block. What is found quickly is found anew each time: the registers are the weights'.
 template <class T, class Tile>
@@ -39,25 +34,28 @@ struct GridBlock {
     return reinterpret_cast<V*>(cuda_runtime::shared_memory<char>() + offset);
   }
   __device__ cuda_runtime::Words* weights() const { return shared<cuda_runtime::Words>(0); }
-  __device__ Element* states() const { return shared<Element>(plan.state_offset()); }
+  __device__ Element* states(int number = 0) const { return shared<Element>(plan.state_offset(number)); }
   __device__ float* sums() const { return shared<float>(plan.sum_offset()); }
   // Of each group: the first and the end of the step numbers that any of its sequences runs.
   __device__ StepRange* ranges() const { return shared<StepRange>(plan.range_offset()); }
 
-  __device__ int64_t first_sequence(int group) const { return place.batch0 + int64_t{group} * plan.tile.rows; }
-  __device__ bool owns(int group) const {
-    return thread < plan.pairs() && unit < item.H && first_sequence(group) + row < item.batch;
-  }
-  __device__ const uint32_t* flags(const uint32_t* all, int group) const {
-    return all + plan.flag_index(place.team, group, 0);
+  __device__ int32_t* sequences() const { return shared<int32_t>(plan.sequence_offset()); }  // [group][row]; -1: none
+
+  // Of this thread's row; -1: there is none, or it is not this thread's.
+  __device__ int sequence(int group) const {
+    return thread < plan.pairs() && unit < item.H ? sequences()[group * plan.tile.rows + row] : -1;
   }
 
-  // Zeros in the states, and the ranges. The caller's next barrier comes before their first use.
+  // Zeros in the states, and the ranges. The exchange's start() comes before their first use.
   __device__ void prepare() {
-    const int words = plan.state_bytes() / int(sizeof(cuda_runtime::Word));
+    const int words = plan.kept_states * plan.state_bytes() / int(sizeof(cuda_runtime::Word));
     for (int i = thread; i < words; i += plan.threads) reinterpret_cast<cuda_runtime::Word*>(states())[i].value = 0;
     for (int g = thread; g < plan.groups; g += plan.threads)
-      ranges()[g] = steps_of_block(item, first_sequence(g), plan.tile.rows);
+      ranges()[g] = steps_of_block(item, place.first_sequence(plan, g), plan.tile.rows);
+    for (int i = thread; i < plan.groups * plan.tile.rows; i += plan.threads) {
+      const int64_t number = place.first_sequence(plan, i / plan.tile.rows) + i % plan.tile.rows;
+      sequences()[i] = number < item.batch ? static_cast<int32_t>(sequence_at(item, number)) : -1;
+    }
   }
 };
 
@@ -80,7 +78,7 @@ __device__ void copy_tile(cuda_runtime::Words* target, const GridBlock<T, Tile>&
     }
     Element* const quad = reinterpret_cast<Element*>(target + q * block.plan.threads);
     RNNFAST_UNROLL_ALL
-    for (int i = 0; i < kValues; ++i) quad[i] = rounded<Element>(values[i]);
+    for (int i = 0; i < kValues; ++i) quad[i] = Tile::element(values[i]);
   }
 }
 
@@ -118,17 +116,17 @@ __device__ void load_tiles(typename Tile::Weights (&held)[Tile::kShape.held], co
   for (int j = Tile::kShape.held; j < block.plan.tiles; ++j) copy(j - Tile::kShape.held);
 }
 
-// store(output, row, sum) for the outputs of this warp, summed over its share of the depth.
+// store(output, row, sum) for the outputs of this warp, summed over its share of the depth. `states`: the number of those.
 template <class Tile, class T, class Store>
 __device__ void grid_product(const typename Tile::Weights (&held)[Tile::kShape.held], const GridBlock<T, Tile>& block,
-                             const Store& store) {
+                             int states, const Store& store) {
   const GridPlan& plan = block.plan;
   TileWalk walk(plan, block.warp);
   typename Tile::Sums sums;
   Tile::clear(sums);
   const auto multiply = [&](const typename Tile::Weights& weights) {
     if (walk.output_tile >= plan.output_tiles) return;  // the same for all threads of the warp
-    Tile::add(sums, weights, block.states() + walk.depth_tile * Tile::kShape.depth, plan.state_row(), block.lane);
+    Tile::add(sums, weights, block.states(states) + walk.depth_tile * Tile::kShape.depth, plan.state_row(), block.lane);
     const int first_output = walk.output_tile * Tile::kShape.outputs;
     if (!walk.next()) return;
     Tile::finish(sums, block.lane, [&](int o, int r, float sum) { store(first_output + o, r, sum); });
@@ -144,30 +142,6 @@ __device__ void grid_product(const typename Tile::Weights (&held)[Tile::kShape.h
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 
-// The states of a group, from global to shared memory.
-template <class T, class Tile>
-__device__ void fetch_states(const GridBlock<T, Tile>& block, const T* states) {
-  using cuda_runtime::Words;
-  constexpr int kValues = int(sizeof(Words) / sizeof(T)), kAtOnce = 4;  // loads that are on their way together
-  const int across = static_cast<int>(block.plan.exchange_row) / kValues, count = across * Tile::kShape.rows;
-  const Words* const source = reinterpret_cast<const Words*>(states);
-  RNNFAST_UNROLL_NONE
-  for (int first = block.thread; first < count; first += kAtOnce * block.plan.threads) {
-    Words words[kAtOnce];
-    RNNFAST_UNROLL_ALL
-    for (int j = 0; j < kAtOnce; ++j) {
-      const int i = first + j * block.plan.threads;
-      if (i < count) words[j] = cuda_runtime::load_shared_by_blocks(source + i);
-    }
-    RNNFAST_UNROLL_ALL
-    for (int j = 0; j < kAtOnce; ++j) {
-      const int i = first + j * block.plan.threads;
-      T* const target = block.states() + i / across * block.plan.state_row() + i % across * kValues;
-      if (i < count) *reinterpret_cast<Words*>(target) = words[j];
-    }
-  }
-}
-
 // recurrent[g]: the sums of this thread's unit and row, over the warps that shared the depth.
 template <int G, class Tile, class T>
 __device__ void own_sums(const GridBlock<T, Tile>& block, float (&recurrent)[G]) {
@@ -181,10 +155,10 @@ __device__ void own_sums(const GridBlock<T, Tile>& block, float (&recurrent)[G])
   }
 }
 
-// The steps with numbers [begin, end). Epoch 1 is that of `begin`.
-template <class T, class Cell, class Tile>
+// The steps with numbers [begin, end). Epoch 1 of a group is its first one.
+template <class T, class Cell, class Tile, class Exchange>
 __global__ void __launch_bounds__(kGridThreads, 1)
-    grid_forward_kernel(Items<T> items, Cell cell, GridPlan plan, Exchange<T> exchange, int64_t begin, int64_t end) {
+    grid_forward_kernel(Items<T> items, Cell cell, GridPlan plan, Exchange exchange, int64_t begin, int64_t end) {
   constexpr int G = Cell::kGates;
   GridBlock<T, Tile> block(plan, items);
   const Item<T>& item = block.item;
@@ -197,36 +171,37 @@ __global__ void __launch_bounds__(kGridThreads, 1)
     return unit < item.H ? item.w_hh(row_block * item.H + unit, k) : 0.0f;
   });
   block.prepare();
-  __syncthreads();
+  exchange.start(block);
 
-  const auto enter = [&](int group, int n, float h, bool from_memory) {  // tells all parts what step n starts from
-    const uint32_t epoch = static_cast<uint32_t>(n - begin + 1);
-    T* const states = exchange.values + plan.state_index(block.place.team, group, exchange_buffer(epoch));
-    if (block.owns(group))
-      states[block.row * plan.exchange_row + u] =
-          rounded<T>(entering_h(item, n, block.first_sequence(group) + block.row, u, h, from_memory));
-    cuda_runtime::publish(exchange.flags + plan.flag_index(block.place.team, group, block.place.part), epoch);
-  };
+  // 32 bits of all that counts steps: each is a register less.
   const auto first_step = [&](int group) {
-    return begin > block.ranges()[group].begin ? begin : block.ranges()[group].begin;
+    const int first = static_cast<int>(begin), own = static_cast<int>(block.ranges()[group].begin);
+    return first > own ? first : own;
   };
-  const auto end_step = [&](int group) { return end < block.ranges()[group].end ? end : block.ranges()[group].end; };
+  const auto end_step = [&](int group) {
+    const int last = static_cast<int>(end), own = static_cast<int>(block.ranges()[group].end);
+    return last < own ? last : own;
+  };
+  const auto epoch_of = [&](int group, int n) { return static_cast<uint32_t>(n - first_step(group) + 1); };
+  const auto enter = [&](int group, int n, float h, bool from_memory) {  // tells all parts what step n starts from
+    const int b = block.sequence(group);
+    if (b >= 0)
+      exchange.put_state(block, group, epoch_of(group, n), Tile::element(entering_h(item, n, b, u, h, from_memory)));
+    exchange.publish(block, group, epoch_of(group, n));
+  };
 
   for (int group = 0; group < plan.groups; ++group)
-    if (first_step(group) < end_step(group)) enter(group, static_cast<int>(first_step(group)), 0, true);
-  for (int n = static_cast<int>(begin); n < end; ++n)  // 32 bits of which each is a register less
+    if (first_step(group) < end_step(group)) enter(group, first_step(group), 0, true);
+  for (int n = static_cast<int>(begin); n < static_cast<int>(end); ++n)
     for (int group = 0; group < plan.groups; ++group) {
       if (n < first_step(group) || n >= end_step(group)) continue;  // the same for all parts
       const int t = static_cast<int>(step_number(item, n));
-      const int b = static_cast<int>(block.first_sequence(group)) + block.row;
-      const bool active = block.owns(group) && t < length(item, b);
+      const int b = block.sequence(group);
+      const bool active = b >= 0 && t < length(item, b);
       const Ahead<Cell, float> ahead = active ? look_ahead<Cell>(item, t, b, u) : Ahead<Cell, float>{};
-      const uint32_t epoch = static_cast<uint32_t>(n - begin + 1);
-      cuda_runtime::await(block.flags(exchange.flags, group), plan.parts, epoch);
-      fetch_states(block, exchange.values + plan.state_index(block.place.team, group, exchange_buffer(epoch)));
-      __syncthreads();
+      const int states = exchange.await_states(block, group, epoch_of(group, n));
       float* const sums = block.sums() + block.warp % plan.depth_warps * Tile::kShape.rows * plan.outputs();
-      grid_product<Tile>(held, block, [&](int o, int r, float sum) { sums[r * plan.outputs() + o] = sum; });
+      grid_product<Tile>(held, block, states, [&](int o, int r, float sum) { sums[r * plan.outputs() + o] = sum; });
       __syncthreads();
       Made<Cell, float> made;
       if (active) {
@@ -239,20 +214,21 @@ __global__ void __launch_bounds__(kGridThreads, 1)
       store_step(item, t, b, u, made);
       write_h(item, t, b, u, true, made.h);
     }
+  exchange.finish();
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------------
 
-// The product for this thread's unit and row: the partials of all parts, in a fixed order.
-template <class T, class Tile>
+// The product for this thread's unit and row: the partials of all parts, [source][row][unit], in a fixed order.
+template <class Exchange, class T, class Tile>
 __device__ float add_partials(const GridBlock<T, Tile>& block, const float* partials) {
   const GridPlan& plan = block.plan;
   const int pairs = plan.pairs(), adders = plan.threads / pairs, adder = block.thread / pairs;
-  const float* const mine = partials + plan.partial_place(block.place.part * plan.units, 0, 0) + block.thread % pairs;
+  const float* const mine = partials + block.thread % pairs;
   float sum = 0;
   RNNFAST_UNROLL_SOME
   for (int source = adder; source < plan.parts && adder < adders; source += adders) {
-    sum = sum + cuda_runtime::load_shared_by_blocks(mine + source * pairs);
+    sum = sum + Exchange::load(mine + source * pairs);
   }
   block.sums()[block.thread] = sum;
   __syncthreads();
@@ -263,9 +239,9 @@ __device__ float add_partials(const GridBlock<T, Tile>& block, const float* part
 
 // All steps, from the last to the first, and what the first sends to the initial states. The states are gate gradients of the
 // block's own units, the outputs dL/dh of all units before the step. Epoch 1 is what a group's last step sends.
-template <class T, class Cell, class Tile>
+template <class T, class Cell, class Tile, class Exchange>
 __global__ void __launch_bounds__(kGridThreads, 1)
-    grid_backward_kernel(Items<T> items, Cell cell, GridPlan plan, Exchange<float> exchange) {
+    grid_backward_kernel(Items<T> items, Cell cell, GridPlan plan, Exchange exchange) {
   constexpr int G = Cell::kGates;
   GridBlock<T, Tile> block(plan, items);
   const Item<T>& item = block.item;
@@ -278,37 +254,34 @@ __global__ void __launch_bounds__(kGridThreads, 1)
     return unit < item.H ? item.w_hh(row_block * item.H + unit, output) : 0.0f;
   });
   block.prepare();
-  __syncthreads();
+  exchange.start(block);
 
   for (int n = static_cast<int>(item.steps) - 1; n >= -1; --n)
     for (int group = 0; group < plan.groups; ++group) {
       const StepRange range = block.ranges()[group];
       if (n < range.begin - 1 || n >= range.end) continue;
       const uint32_t epoch = static_cast<uint32_t>(range.end - 1 - n);
-      const Moment m = moment(item, n, block.owns(group) ? block.first_sequence(group) + block.row : 0);
-      if (block.owns(group)) prefetch_adjoint<Cell>(item, m, u);
+      const bool owner = block.sequence(group) >= 0;
+      const Moment m = moment(item, n, owner ? block.sequence(group) : 0);
+      if (owner) prefetch_adjoint<Cell>(item, m, u);
       float product = 0;
-      if (epoch > 0) {
-        cuda_runtime::await(block.flags(exchange.flags, group), plan.parts, epoch);
-        product =
-            add_partials(block, exchange.values + plan.partial_index(block.place.team, group, exchange_buffer(epoch)));
-      }
-      if (block.owns(group)) {
+      if (epoch > 0) product = add_partials<Exchange>(block, exchange.await_partials(block, group, epoch));
+      if (owner) {
         float slot[Cell::kSlots];
         run_adjoint(item, cell, m, u, grad_h(item, m, u, product), slot);
         RNNFAST_UNROLL_ALL
         for (int g = 0; g < G; ++g)
           block.states()[block.row * plan.state_row() + g * plan.units + block.local_unit] =
-              rounded<T>(slot[Cell::kRecurrent + g]);
+              Tile::element(slot[Cell::kRecurrent + g]);
       }
       __syncthreads();
       if (n < range.begin) continue;
-      float* const partials = exchange.values + plan.partial_index(block.place.team, group, exchange_buffer(epoch + 1));
-      grid_product<Tile>(held, block, [&](int o, int r, float sum) {
-        if (o < static_cast<int>(item.H)) partials[plan.partial_place(o, block.place.part, r)] = sum;
+      grid_product<Tile>(held, block, 0, [&](int o, int r, float sum) {
+        if (o < static_cast<int>(item.H)) exchange.put_partial(block, group, epoch + 1, o, r, sum);
       });
-      cuda_runtime::publish(exchange.flags + plan.flag_index(block.place.team, group, block.place.part), epoch + 1);
+      exchange.publish(block, group, epoch + 1);
     }
+  exchange.finish();
 }
 
 RNNFAST_END

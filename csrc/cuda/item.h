@@ -31,6 +31,7 @@ struct Item {
   int64_t steps, batch, I, H, P;
   int64_t first_kept;  // the step that comes first in `slots`
   bool reverse, projected;
+  bool tf32;                                             // products of float32 are of operands rounded to TF32
   bool keep;                                             // slots, cells and raw of every step are there, for backward
   int gates, slot_count, recurrent;                      // of the cell: kGates, kSlots, kRecurrent
   int input_gate[kMaxGates], recurrent_gate[kMaxGates];  // kInputGate, kRecurrentGate
@@ -39,14 +40,17 @@ struct Item {
   Sequence<T> out;  // [T, B, P] of this direction; also where h of the previous step is read
   Sequence<const uint8_t> reset;
   const int64_t* lengths;  // [B] on the device, clamped here; null: all T
+  const int32_t* order;    // [B] of the persistent kernels: sequences by falling length; null: as they come
   Rows<const T> h0, c0, reset_h, reset_c;
   Rows<T> hn, cn;
+  Rows<A> running_c;  // if it is there, c before the first step and after the last: not c0 and cn
   Sequence<T> h_all, c_all;
   Matrix<T> w_ih, w_hh, w_hr, b_ih, b_hh;  // biases are [1, G * H]
 
-  A* slots;  // [T, or steps of a chunk][B][S][H]
-  A* cells;  // [T or 1][B][H]: c after each step
-  A* raw;    // with projection, [T or 1][B][H]: h before it
+  A* slots;        // [T, or steps of a chunk or window][B][S][H]
+  A* cells;        // [T, window or 1][B][H]: c after each step
+  A* raw;          // with projection, [T, window or 1][B][H]: h before it
+  A* checkpoints;  // lean mode, [windows - 1][B][H]: c before each window but the first
 
   // Backward
   A* gate_grads;  // as slots; the same memory unless the slots are to be kept
@@ -78,6 +82,12 @@ RNNFAST_FN T* row_or_null(const Rows<T>& rows, int64_t b) {
 template <class T>
 RNNFAST_FN int64_t length(const Item<T>& item, int64_t b) {
   return item.lengths ? clamp(item.lengths[b], int64_t{0}, item.steps) : item.steps;
+}
+
+// The sequence that a persistent kernel has in a place of the batch.
+template <class T>
+RNNFAST_FN int64_t sequence_at(const Item<T>& item, int64_t place) {
+  return item.order ? item.order[place] : place;
 }
 
 // The n-th step in the order of the item's forward pass.
@@ -125,7 +135,8 @@ RNNFAST_FN Arithmetic<T> read_unit(const T* row, int64_t u) {
 template <class T>
 RNNFAST_FN Arithmetic<T> previous_cell(const Item<T>& item, int64_t t, int64_t b, int64_t u) {
   if (is_cut(item, t, b)) return read_unit(row_or_null(item.reset_c, b), u);
-  if (is_first(item, t, b)) return read_unit(row_or_null(item.c0, b), u);
+  if (is_first(item, t, b))
+    return item.running_c.data ? row_or_null(item.running_c, b)[u] : read_unit(row_or_null(item.c0, b), u);
   return cell_state(item, item.reverse ? t + 1 : t - 1, b, u);
 }
 

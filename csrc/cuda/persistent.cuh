@@ -7,16 +7,6 @@
 #include "cuda/forward.cuh"
 #include "cuda/plan.h"
 
-#ifdef __CUDACC__
-#define RNNFAST_UNROLL_ALL _Pragma("unroll")     // so that what is indexed stays in registers
-#define RNNFAST_UNROLL_SOME _Pragma("unroll 4")  // so that some loads are on their way together
-#define RNNFAST_UNROLL_NONE _Pragma("unroll 1")
-#else
-#define RNNFAST_UNROLL_ALL
-#define RNNFAST_UNROLL_SOME
-#define RNNFAST_UNROLL_NONE
-#endif
-
 RNNFAST_BEGIN
 
 template <class A>
@@ -115,7 +105,7 @@ template <class T>
 RNNFAST_FN StepRange steps_of_block(const Item<T>& item, int64_t batch0, int rows) {
   int64_t most = 0;
   for (int r = 0; r < rows && batch0 + r < item.batch; ++r) {
-    const int64_t steps = length(item, batch0 + r);
+    const int64_t steps = length(item, sequence_at(item, batch0 + r));
     most = steps > most ? steps : most;
   }
   return {item.reverse ? item.steps - most : 0, item.reverse ? item.steps : most};
@@ -139,8 +129,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   constexpr int G = Cell::kGates;
   const Place place(plan, blockIdx.x, threadIdx.x);
   const Item<T>& item = items.item[place.direction];
-  const int64_t u = place.unit, b = place.batch0 + place.slice;
-  const bool owner = place.slice < R && u < item.H && b < item.batch;  // of row b: this thread runs its cell
+  const int64_t u = place.unit, number = place.batch0 + place.slice;
+  const bool owner = place.slice < R && u < item.H && number < item.batch;  // of row b: this thread runs its cell
+  const int64_t b = owner ? sequence_at(item, number) : 0;
   Quad<A>* const weights = cuda_runtime::shared_memory<Quad<A>>();
   Quad<A>* const states = weights + plan.weight_quads(G);
   A* const state_values = &states[0].value[0];
@@ -181,8 +172,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   constexpr int G = Cell::kGates;
   const Place place(plan, blockIdx.x, threadIdx.x);
   const Item<T>& item = items.item[place.direction];
-  const int64_t u = place.unit, b = place.batch0 + place.slice;
-  const bool owner = place.slice < R && u < item.H && b < item.batch;
+  const int64_t u = place.unit, number = place.batch0 + place.slice;
+  const bool owner = place.slice < R && u < item.H && number < item.batch;
+  const int64_t b = owner ? sequence_at(item, number) : 0;
   Quad<A>* const weights = cuda_runtime::shared_memory<Quad<A>>();
   Quad<A>* const states = weights + plan.weight_quads(1);
   A* const state_values = &states[0].value[0];
@@ -207,6 +199,23 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     }
     __syncthreads();
   }
+}
+
+// ---- ragged batches -------------------------------------------------------------------------------------------------
+
+// By falling length, ties as they come: sequences of one block end together, and the longest blocks are the first to start.
+// A thread for each sequence counts those before it.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sort_kernel(Item<T> item, int32_t* order) {
+  const int64_t b = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (b >= item.batch) return;
+  const int64_t own = length(item, b);
+  int64_t before = 0;
+  for (int64_t other = 0; other < item.batch; ++other) {
+    const int64_t steps = length(item, other);
+    before += steps > own || (steps == own && other < b);
+  }
+  order[before] = static_cast<int32_t>(b);
 }
 
 // ---- what the loops leave out: steps past a sequence's end --------------------------------------------------------

@@ -20,8 +20,9 @@ namespace rnnfast {
 
 struct DeviceLimits {
   int64_t multiprocessors, shared_bytes;  // of a block, when asked for
+  int cluster;                            // blocks of the largest thread-block cluster; 0: it has none
 };
-constexpr DeviceLimits kH200{132, 227 << 10}, kA100{108, 163 << 10};
+constexpr DeviceLimits kH200{132, 227 << 10, 16}, kA100{108, 163 << 10, 0};
 constexpr int64_t kWarp = 32;
 constexpr int kMostRows = 4;  // of a block; each slice finishes one
 

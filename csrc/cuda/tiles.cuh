@@ -1,13 +1,14 @@
-// The products of tiles (cuda/tiles.h): on FMA cores in float32, on tensor cores for 16-bit numbers with sums in float32.
+// The products of tiles (cuda/tiles.h): on FMA cores in float32; on tensor cores for 16-bit numbers and TF32.
 //
 // A tile type has the weights of one thread, its sums, and
+//   element(value)                as weights and states are multiplied: rounded
 //   weight(lane, i)               where element i of the thread's weights lies within the tile
 //   add(sums, weights, states)    states at the tile's first depth, rows `stride` elements apart
 //   finish(sums, store)           store(output, row, sum), each pair by one thread of the warp
 #pragma once
 
+#include "cuda/mma.cuh"
 #include "cuda/persistent.cuh"
-#include "cuda/tiles.h"
 
 RNNFAST_BEGIN
 
@@ -23,6 +24,7 @@ struct FmaTile {
     float value[kFmaSums];
   };
 
+  static RNNFAST_FN float element(float value) { return value; }
   static RNNFAST_FN OutputDepth weight(int lane, int i) { return fma_weight(kSlices, lane, i); }
 
   static __device__ void clear(Sums& sums) {
@@ -68,62 +70,33 @@ struct FmaTile {
 
 // ---- tensor cores ---------------------------------------------------------------------------------------------------
 
-// c += a b, of a warp: the fragments of mma.sync.aligned.m16n8k16.row.col.f32.
-#ifdef RNNFAST_EMULATE
-template <class T>
-float unpacked(const uint32_t* words, int i) {
-  // NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): they were written as 16-bit values
-  return read(T{uint16_t(words[i / 2] >> 16 * (i % 2))});
-}
-template <class T>
-void multiply_fragments(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  static thread_local float left[32][16][16], right[32][16][8];  // of the warps of a block
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  for (int i = 0; i < 8; ++i) left[warp][fragment_a(lane, i).row][fragment_a(lane, i).column] = unpacked<T>(a, i);
-  for (int i = 0; i < 4; ++i) right[warp][fragment_b(lane, i).row][fragment_b(lane, i).column] = unpacked<T>(b, i);
-  __syncwarp();
-  for (int i = 0; i < 4; ++i) {
-    const FragmentPlace place = fragment_c(lane, i);
-    for (int k = 0; k < 16; ++k) c[i] += left[warp][place.row][k] * right[warp][k][place.column];
-  }
-  __syncwarp();
-}
-#else
-template <class T>
-__device__ void multiply_fragments(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-template <>
-__device__ inline void multiply_fragments<Half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-template <>
-__device__ inline void multiply_fragments<Bfloat16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-#endif
-
-template <class T>
-struct MmaTile {
-  static constexpr TileShape kShape = kMmaTile;
-  using Element = T;
-
+// What 16-bit numbers and TF32 have in common.
+struct TensorTile {
   using Weights = cuda_runtime::Words;  // a fragment of A
   struct Sums {
     float value[4];
   };
 
-  static RNNFAST_FN OutputDepth weight(int lane, int i) {
-    const FragmentPlace place = fragment_a(lane, i);
-    return {place.row, place.column};
-  }
-
   static __device__ void clear(Sums& sums) {
     RNNFAST_UNROLL_ALL
     for (int i = 0; i < 4; ++i) sums.value[i] = 0;
+  }
+  template <class Store>
+  static __device__ void finish(Sums& sums, int lane, const Store& store) {
+    RNNFAST_UNROLL_ALL
+    for (int i = 0; i < 4; ++i) store(fragment_c(lane, i).row, fragment_c(lane, i).column, sums.value[i]);
+  }
+};
+
+template <class T>
+struct MmaTile : TensorTile {
+  static constexpr TileShape kShape = kMmaTile;
+  using Element = T;
+
+  static RNNFAST_FN T element(float value) { return rounded<T>(value); }
+  static RNNFAST_FN OutputDepth weight(int lane, int i) {
+    const FragmentPlace place = fragment_a(lane, i);
+    return {place.row, place.column};
   }
 
   static __device__ void add(Sums& sums, const Weights& weights, const T* states, int stride, int lane) {
@@ -135,11 +108,26 @@ struct MmaTile {
     }
     multiply_fragments<T>(sums.value, weights.word, b);
   }
+};
 
-  template <class Store>
-  static __device__ void finish(Sums& sums, int lane, const Store& store) {
+struct Tf32Tile : TensorTile {
+  static constexpr TileShape kShape = kTf32Tile;
+  using Element = float;
+
+  static RNNFAST_FN float element(float value) { return rounded_to_tf32(value); }
+  static RNNFAST_FN OutputDepth weight(int lane, int i) {
+    const FragmentPlace place = tf32_fragment_a(lane, i);
+    return {place.row, place.column};
+  }
+
+  static __device__ void add(Sums& sums, const Weights& weights, const float* states, int stride, int lane) {
+    uint32_t b[2];
     RNNFAST_UNROLL_ALL
-    for (int i = 0; i < 4; ++i) store(fragment_c(lane, i).row, fragment_c(lane, i).column, sums.value[i]);
+    for (int i = 0; i < 2; ++i) {
+      const FragmentPlace place = tf32_fragment_b(lane, i);
+      b[i] = __builtin_bit_cast(uint32_t, states[place.column * stride + place.row]);
+    }
+    multiply_tf32(sums.value, weights.word, b);
   }
 };
 

@@ -5,7 +5,7 @@
 //
 // On FMA cores (float32) a warp is groups x slices: the threads of a group share 8 outputs, each has 4 consecutive depths of
 // them, and in the end every thread has the sums of 32 / slices (output, row) pairs. On tensor cores a tile is the A operand
-// of mma.sync.m16n8k16 and the states are its B operand, in the fragments of the PTX manual.
+// of mma.sync.m16n8k16 (16-bit numbers) or m16n8k8 (TF32) and the states are its B operand, in the fragments of the PTX manual.
 #pragma once
 
 #include "cuda/plan.h"
@@ -32,7 +32,7 @@ constexpr int kForwardSlices = 32, kBackwardSlices = 4;
 constexpr TileShape fma_tile(int slices) {
   return {kFmaRows, kFmaOutputs * int(kWarp) / slices, 4 * slices, 4, kFmaOutputs, 4, 0, 4};
 }
-constexpr TileShape kMmaTile{8, 16, 16, 32, 1, 2, 8, 32};
+constexpr TileShape kMmaTile{8, 16, 16, 32, 1, 2, 8, 32}, kTf32Tile{8, 16, 8, 32, 1, 4, 4, 32};
 
 // Weights come to the registers by way of shared memory, these many quads of each thread at a time: the code that finds one
 // weight in the caller's matrix is long, and would otherwise be there once for each register.
@@ -64,6 +64,9 @@ RNNFAST_PLAN FragmentPlace fragment_a(int lane, int i) {
   return {lane / 4 + i / 2 % 2 * 8, lane % 4 * 2 + i % 2 + i / 4 * 8};
 }
 RNNFAST_PLAN FragmentPlace fragment_b(int lane, int i) { return {lane % 4 * 2 + i % 2 + i / 2 * 8, lane / 4}; }
+// Of m16n8k8: A four, B two, C the same.
+RNNFAST_PLAN FragmentPlace tf32_fragment_a(int lane, int i) { return {lane / 4 + i % 2 * 8, lane % 4 + i / 2 * 4}; }
+RNNFAST_PLAN FragmentPlace tf32_fragment_b(int lane, int i) { return {lane % 4 + i * 4, lane / 4}; }
 RNNFAST_PLAN FragmentPlace fragment_c(int lane, int i) { return {lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2}; }
 
 }  // namespace rnnfast

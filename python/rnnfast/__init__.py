@@ -12,6 +12,7 @@ from . import _engine as _engine  # first: it sets what the engine reads when it
 from . import functional, init, optim, reference
 from ._core import version as __version__
 from ._strict import set_strict
+from ._tf32 import get_tf32, set_tf32
 from .base import Module, Parameter
 from .cells import GRUCell, LSTMCell, RNNCell
 from .clipping import clip_grad_norm_, clip_grad_value_, get_total_norm
@@ -47,6 +48,7 @@ __all__ = [
     "from_torch",
     "functional",
     "get_num_threads",
+    "get_tf32",
     "get_total_norm",
     "gradient_flow",
     "init",
@@ -58,6 +60,7 @@ __all__ = [
     "save",
     "set_num_threads",
     "set_strict",
+    "set_tf32",
     "tbptt",
 ]
 

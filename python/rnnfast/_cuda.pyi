@@ -1,4 +1,4 @@
-"""The CUDA engine, by pointers; see csrc/bindings/module_cuda.cpp. rnnfast/_device.py is its only caller."""
+"""The CUDA engine, by pointers; see csrc/bindings/module_cuda.cpp. rnnfast/_device is its only caller."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,7 +23,10 @@ class Call:
         dropout: float,
         seed: int,
         call: int,
-    ) -> None: ...
+        checkpoint_every: int | None,
+        tf32: bool,
+    ) -> None:
+        """`checkpoint_every`: None keeps gates, else lean; 0: windows of steps as the engine likes."""
     def forward_bytes(self) -> tuple[int, int]:
         """(reserve, workspace)"""
     def forward(self, reserve: int, workspace: int, stream: int) -> None: ...
@@ -45,8 +48,8 @@ emulated: bool
 architectures: str
 
 def set_path(path: str) -> None:
-    """'generic': a launch for each step, even where all steps fit one launch; 'grid': blocks that share the hidden units,
-    even where one block would do; '': the best."""
+    """'generic': a launch for each step, even where all steps fit one launch; 'grid', 'cluster': blocks that share the
+    hidden units, even where one block would do, all of the device or those of a cluster; '': the best."""
 
 def device_count() -> int:
     """0 where there is no driver."""
@@ -57,8 +60,11 @@ def device_description() -> str:
 def launches() -> int:
     """In the emulator: how many kernels this thread has launched."""
 
+def barriers() -> int:
+    """In the emulator: how many barriers blocks have come to, not in vain: a measure of the steps they did."""
+
 def run_backwards(on: bool) -> None:
     """In the emulator: run the threads of a block in the opposite order."""
 
-def set_multiprocessors(count: int) -> None:
-    """In the emulator: how many the device has that plans are made for; 132 at first."""
+def set_multiprocessors(count: int, cluster: int = 16) -> None:
+    """In the emulator: how many the device has that plans are made for, 132 at first, and how many blocks its clusters."""

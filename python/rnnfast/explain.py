@@ -55,13 +55,13 @@ def explain(module: Any, x: Any, *, lengths: Any = None) -> str:
     weights = [p.data for p in module._weight_parameters()]
     *_, context = functional.forward(module.cell, x, None, weights, **options)
     dtype = np.dtype(module.dtype).name
-    if module.device == "cuda":
-        return f"{type(module).__name__}: rnnfast's kernel for {dtype} on the GPU; {context.plan}"
-    return describe(f"{type(module).__name__}", dtype, context.plan)
+    return describe(type(module).__name__, dtype, context.plan, on_device=module.device == "cuda")
 
 
-def describe(name: str, dtype: str, plan: str) -> str:
+def describe(name: str, dtype: str, plan: str, on_device: bool) -> str:
     """One line for a call that a kernel serves."""
+    if on_device:
+        return f"{name}: rnnfast's kernel for {dtype} on the GPU; {plan}"
     return (
         f"{name}: rnnfast's kernel for {dtype} on the CPU ({_core.isa()}), at most {functional.get_num_threads()} "
         f"threads; {plan}"

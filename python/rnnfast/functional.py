@@ -184,7 +184,8 @@ def _stack_for(cell: str, weights: Any, num_layers: Any, bidirectional: Any, giv
     if not (plain and arrays):
         return _check_stack(cell, weights, num_layers, bidirectional, given)
     shapes = [w.shape for w in weights[:5]]
-    key = (cell, num_layers, bidirectional, len(weights), weights[0].dtype, *shapes)
+    emulated = _device.extension.emulate  # NumPy's arrays are then the device's
+    key = (cell, num_layers, bidirectional, len(weights), weights[0].dtype, emulated, *shapes)
     found = _known_stacks.get(key)
     if found is None:
         if len(_known_stacks) >= 256:
@@ -405,6 +406,7 @@ def forward(
     lean : bool
         When training, keep no gates: the backward pass makes them again from `x` and `output`, to the same bits. The
         context then holds at most T·B·H values of a layer and direction beside its output.
+        On a CUDA device gradients that are sums over steps may differ in their last digits.
     checkpoint_every : int, optional
         Lean, and the state c is kept before every so many steps only (or a few more, where that costs nothing).
     parameters
@@ -556,10 +558,10 @@ class Stream:
 
     __slots__ = ("_cell", "_core", "_has_cell_state", "step")
 
-    def __init__(self, cell: str, packed: Packed, batch_size: int, *, num_layers: int = 1, core: Any = None) -> None:
+    def __init__(self, cell: str, packed: Packed, batch_size: int, *, num_layers: int = 1) -> None:
         weights = _check_packed("packed", cell, packed)
         engine: Any = _device if isinstance(packed.stack, _device.Stack) else _core
-        self._core = core or engine.Stream(packed.stack, weights, _count("batch_size", batch_size))
+        self._core = engine.Stream(packed.stack, weights, _count("batch_size", batch_size))
         self._cell, self._has_cell_state = cell, CELLS[cell].has_cell_state
         self.step = self._core.step  # nothing between the caller and the kernel
 
@@ -574,6 +576,13 @@ class Stream:
     def reorder(self, rows: Any) -> None:
         """Row i takes the state of row ``rows[i]``."""
         self._core.reorder(integers("rows", rows))
+
+    def fork(self) -> Stream:
+        """Another that goes on from here on its own, with the same weights."""
+        other = object.__new__(Stream)
+        other._core, other._cell, other._has_cell_state = self._core.fork(), self._cell, self._has_cell_state
+        other.step = other._core.step
+        return other
 
     def set_packed(self, packed: Packed) -> None:
         """Take other weights of the same configuration; the state stays."""

@@ -40,12 +40,13 @@ class Stream:
     def __init__(self, module: RecurrentLayer, batch_size: int) -> None:
         if module.bidirectional:
             raise ValueError("stream: expected a layer of one direction, got a bidirectional one")
-        self._open(module, check_int("batch_size", batch_size), module.pack())
+        size, packed = check_int("batch_size", batch_size), module.pack()
+        self._open(module, size, packed, functional.Stream(module.cell, packed, size, num_layers=module.num_layers))
 
-    def _open(self, module: RecurrentLayer, batch_size: int, packed: Any) -> None:
+    def _open(self, module: RecurrentLayer, batch_size: int, packed: Any, engine: Any) -> None:
         self.module, self.batch_size = module, batch_size
         self._packed = packed
-        self._engine: Any = functional.Stream(module.cell, packed, batch_size, num_layers=module.num_layers)
+        self._engine: Any = engine
         self._step = self._engine.step
         if type(self).step is Stream.step:  # nothing stands between the caller and the engine
             self.__dict__["step"] = self._step
@@ -83,10 +84,9 @@ class Stream:
 
     def fork(self) -> Stream:
         """A stream that goes on from here on its own, with the same weights."""
-        state = self._live().get_state()
+        engine = self._live().fork()
         other = object.__new__(type(self))
-        other._open(self.module, self.batch_size, self._packed)
-        other._engine.set_state(state)
+        other._open(self.module, self.batch_size, self._packed, engine)
         return other
 
     def reorder(self, rows: Any) -> None:

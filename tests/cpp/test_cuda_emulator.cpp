@@ -1,5 +1,7 @@
 // The emulator's own part (csrc/cuda/emulate.h): blocks that exchange values in a cooperative launch, blocks that wait for each
 // other for ever, and the products of tiles, a warp's work, beside plain loops.
+#include <cmath>
+
 #include "cuda/tiles.cuh"
 #include "harness.h"
 
@@ -7,6 +9,7 @@ namespace rnnfast::test {
 namespace {
 
 using namespace rnnfast::cuda;
+using cuda_runtime::launch_clusters;
 using cuda_runtime::launch_together;
 
 // Each block adds the numbers of all, round after round, by the protocol of cuda/grid_plan.h.
@@ -44,6 +47,44 @@ void check_deadlock() {
   check_exchange();  // and the next launch is as if nothing had been
 }
 
+// The same within clusters, through the shared memory of each block; sums[cluster][block].
+void cluster_kernel(int64_t* sums, int blocks, int rounds, bool all_arrive) {
+  auto* const values = cuda_runtime::shared_memory<int64_t>();  // [buffer][source]
+  auto* const barrier = reinterpret_cast<cuda_runtime::ClusterBarrier*>(values + size_t{2} * blocks);
+  const int own = static_cast<int>(blockIdx.x) % blocks, thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) cuda_runtime::init_barrier(barrier, blocks);
+  cuda_runtime::sync_cluster();
+  int64_t sum = blockIdx.x;
+  for (int epoch = 1; epoch <= rounds; ++epoch) {
+    if (thread < blocks) *cuda_runtime::in_peer(values + epoch % 2 * blocks + own, thread) = sum;
+    __syncthreads();
+    if (thread < blocks && (all_arrive || own > 0)) cuda_runtime::arrive_in_peer(barrier, thread);
+    cuda_runtime::await_phase(barrier, (epoch - 1) % 2);
+    sum = 0;
+    for (int i = 0; i < blocks; ++i) sum += values[epoch % 2 * blocks + i];
+  }
+  cuda_runtime::sync_cluster();
+  if (thread == 0) sums[blockIdx.x] = sum;
+}
+
+void check_clusters() {
+  constexpr int kBlocks = 4, kClusters = 3, kRounds = 5, kBytes = 8 * (2 * kBlocks + 1);
+  set_case("clusters");
+  for (const bool backwards : {false, true}) {
+    emulator::emulation().backwards = backwards;
+    std::vector<int64_t> sums(size_t{kClusters} * kBlocks, -1);
+    const auto launch = [&](bool all_arrive) {
+      launch_clusters(cluster_kernel, kClusters * kBlocks, kBlocks, dim3(40), kBytes, nullptr, sums.data(), kBlocks,
+                      kRounds, all_arrive);
+    };
+    launch(true);
+    for (int cluster = 0; cluster < kClusters; ++cluster)
+      for (int i = 0; i < kBlocks; ++i) CHECK(sums[cluster * kBlocks + i] == (4 * (4 * cluster) + 6) * 4 * 4 * 4 * 4);
+    CHECK_THROWS(std::logic_error, launch(false));
+  }
+  emulator::emulation().backwards = false;
+}
+
 // One warp, one tile: sums[output][row] of small whole numbers, which every element type holds exactly.
 template <class Tile>
 struct TileTest {
@@ -60,7 +101,7 @@ void tile_kernel(TileTest<Tile>* test) {
   typename Tile::Weights weights;
   for (int i = 0; i < Tile::kShape.quads * 16 / Tile::kShape.element; ++i) {
     const OutputDepth place = Tile::weight(lane, i);
-    const Element element = rounded<Element>(test->weights[place.output][place.depth]);
+    const Element element = Tile::element(test->weights[place.output][place.depth]);
     memcpy(reinterpret_cast<char*>(&weights) + sizeof(Element) * i, &element, sizeof(Element));
   }
   typename Tile::Sums sums;
@@ -78,7 +119,7 @@ void check_tile(const char* name) {
   for (auto& row : test->weights)
     for (float& weight : row) weight = static_cast<float>(random.below(17) - 8);
   for (auto& row : test->states)
-    for (Element& state : row) state = rounded<Element>(static_cast<float>(random.below(9) - 4));
+    for (Element& state : row) state = Tile::element(static_cast<float>(random.below(9) - 4));
   launch_together(tile_kernel<Tile>, 1, dim3(32), 0, nullptr, test.get());
   for (int o = 0; o < Tile::kShape.outputs; ++o)
     for (int r = 0; r < Tile::kShape.rows; ++r) {
@@ -88,13 +129,30 @@ void check_tile(const char* name) {
     }
 }
 
+// To the nearest of 11 bits, ties away from zero, over the bits around each power of two.
+void check_rounding() {
+  set_case("rounding to TF32");
+  for (const float sign : {1.0f, -1.0f})
+    for (int exponent = -120; exponent <= 120; exponent += 15)
+      for (int low = -40; low <= 40; ++low) {
+        const double unit = std::ldexp(1.0, exponent - 10), value = std::ldexp(1.0, exponent) * 1.5 + low * unit / 16;
+        const double nearest = std::floor(value / unit + 0.5) * unit;
+        CHECK(rounded_to_tf32(sign * static_cast<float>(value)) == sign * static_cast<float>(nearest));
+      }
+  CHECK(rounded_to_tf32(0x1.fffp127f) == INFINITY && rounded_to_tf32(-INFINITY) == -INFINITY);
+  CHECK(std::isnan(rounded_to_tf32(NAN)) && std::isnan(rounded_to_tf32(__builtin_bit_cast(float, 0x7f800001u))));
+}
+
 void run() {
   check_exchange();
   check_deadlock();
+  check_clusters();
   check_tile<FmaTile<kForwardSlices>>("FMA cores, forward");
   check_tile<FmaTile<kBackwardSlices>>("FMA cores, backward");
   check_tile<MmaTile<Half>>("tensor cores, float16");
   check_tile<MmaTile<Bfloat16>>("tensor cores, bfloat16");
+  check_tile<Tf32Tile>("tensor cores, TF32");
+  check_rounding();
 }
 
 }  // namespace

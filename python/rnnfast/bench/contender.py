@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import __path__ as package_path
+from .rivals import VARIANTS
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -115,7 +116,7 @@ class Contender:
             "threads": self.threads,
             "device": self.device,
             "parent": os.getpid(),
-            "bare": self.name != "rnnfast" and not self.name.endswith(".py"),
+            "bare": VARIANTS.get(self.name, (self.name,))[0] != "rnnfast" and not self.name.endswith(".py"),
             "sys_path": sys.path,
             "package_path": list(package_path),
         }

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..explain import describe
 from . import cells, fallback, kernels
-from .kernels import DTYPES, Inputs, Options
+from .kernels import CUDA_DTYPES, Inputs, Options
 from .modules import Layer, make_extras
 from .packed import unpack
 
@@ -35,9 +35,10 @@ def _explain(module: torch.nn.Module, x: Any, lengths: Any) -> str:
     why = fallback.reason(data, weight)
     if why is not None:
         return f"{name}: torch's own implementation, because {why}"
-    if x is None or data.device.type == "meta":
-        return f"{name}: rnnfast's kernel for {DTYPES[weight.dtype]} on the CPU"
-    return describe(name, DTYPES[weight.dtype], _plan(module, x, lengths))
+    dtype = CUDA_DTYPES[weight.dtype]
+    if x is None or kernels.is_fake(data):
+        return f"{name}: rnnfast's kernel for {dtype} on the {'GPU' if data.is_cuda else 'CPU'}"
+    return describe(name, dtype, _plan(module, x, lengths), on_device=kernels.on_device(data))
 
 
 def _plan(module: Layer | cells.Cell, x: Any, lengths: Any) -> str:

@@ -16,26 +16,16 @@ from .kernels import CUDA_DTYPES, DTYPES, Extras, Inputs, Options
 
 
 def reason(x: Tensor, weight: Tensor) -> str | None:
-    """Why no kernel can serve a call, or None. (Tensors without data, on "meta", need none.)"""
-    if x.is_cuda:
-        return _cuda_reason(x, weight)
-    if not (x.is_cpu or x.is_meta):
+    """Why no kernel can serve a call, or None. (Tensors without data need none.)"""
+    if not (x.is_cpu or x.is_cuda or x.is_meta):
         return f"there is no kernel for the device {x.device.type!r}"
+    missing = _missing_engine() if x.is_cuda and not kernels.is_fake(x) else None
+    if missing is not None:
+        return f"there is no kernel for the device 'cuda': {missing}"
     if weight.dtype not in (CUDA_DTYPES if kernels.on_device(weight) else DTYPES):
-        return f"there is no kernel for {weight.dtype} on the CPU"
+        return f"there is no kernel for {weight.dtype} on {'CUDA' if x.is_cuda else 'the CPU'}"
     if x.layout is not torch.strided or weight.layout is not torch.strided:
         return f"there is no kernel for the layout {x.layout if x.layout is not torch.strided else weight.layout}"
-    return None
-
-
-def _cuda_reason(x: Tensor, weight: Tensor) -> str | None:
-    missing = _device.unavailable()
-    if missing:
-        return f"there is no kernel for the device 'cuda': {missing}"
-    if not kernels.has_memory(x) or torch.compiler.is_compiling():
-        return "there is no kernel for CUDA under torch.compile and torch.func yet"
-    if weight.dtype not in CUDA_DTYPES:
-        return f"there is no kernel for {weight.dtype} on CUDA"
     return None
 
 
@@ -46,6 +36,11 @@ def _at_trace_time(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+@_at_trace_time
+def _missing_engine() -> str | None:
+    return _device.unavailable()
 
 
 @_at_trace_time
@@ -118,7 +113,12 @@ def autocasts(x: Tensor) -> bool:
 def run_in_autocast(
     kind: str, layer: tuple[Any, ...], call: Callable[[Inputs], Any], inputs: Inputs, training: bool, packing: str = ""
 ) -> Any:
-    """The five outputs of `call` under autocast: computed in the weights' dtype, returned in the dtypes of torch.nn."""
+    """The five outputs of `call` under autocast.
+
+    On the CPU computed in the weights' dtype and returned in the dtypes of torch.nn, on CUDA both in autocast's.
+    """
+    if kernels.on_device(inputs.x):
+        return call(in_autocast_dtype(inputs))
     x, h0 = inputs.x, inputs.h0
     own, autocast = inputs.weights[0].dtype, torch.get_autocast_dtype(x.device.type)
     dtypes = (x.dtype, own, None if h0 is None else h0.dtype)
@@ -127,6 +127,17 @@ def run_in_autocast(
     converted = Inputs.from_flat([None if t is None else t.to(own) for t in inputs.flat()])
     wanted = (*expected, *expected[1:])
     return tuple(None if o is None else o.to(dtype) for o, dtype in zip(call(converted), wanted, strict=True))
+
+
+def in_autocast_dtype(inputs: Inputs) -> Inputs:
+    """In the dtype of autocast, all but float64, as PyTorch casts the arguments of an operator."""
+    dtype = torch.get_autocast_dtype(inputs.x.device.type)
+    cast = Inputs.from_flat([t if t is None or t.dtype is torch.float64 else t.to(dtype) for t in inputs.flat()])
+    wanted = cast.weights[0].dtype
+    for name, t in zip(("input", "hx", "hx", "reset_state", "reset_state"), cast.flat(), strict=False):
+        if t is not None and t.dtype is not wanted:
+            raise ValueError(f"{name}: expected dtype {wanted} under autocast, as the weights have, got {t.dtype}")
+    return cast
 
 
 @_at_trace_time

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import _device, functional
 
@@ -23,7 +24,7 @@ CUDA_DTYPES = {**DTYPES, torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 def on_device(tensor: Tensor) -> bool:
     """Whether rnnfast._cuda serves it. (Asked at every call, and traced by compilers: no more than this.)"""
-    return tensor.is_cuda or _device.emulate
+    return tensor.is_cuda or _device.extension.emulate
 
 
 class Options(NamedTuple):
@@ -256,13 +257,25 @@ def forward(
     return (output, hn, cn, _tensor(h_all), _tensor(c_all)), context
 
 
+def rebind(context: Any, options: Options, inputs: Inputs, extras: Extras, output: Tensor) -> None:
+    """Let a context read what its forward read, and wrote to `output`, from this memory."""
+    x, h0, c0, reset_h, reset_c = (array(t) for t in inputs[:5])
+    given = [x, h0, c0, list(map(array, inputs.weights)), array(extras.reset), reset_h, reset_c, array(output)]
+    if on_device(inputs.x):  # there lengths are not copied either
+        given.append(array(extras.lengths))
+    context.rebind(stack(options, inputs.weights), *given)
+
+
 def _target(tensor: Tensor | None) -> Any:
     """Memory to be written; the engine refuses the strides that an empty tensor has, and has nothing to write to it."""
     return None if tensor is None or tensor.numel() == 0 else array(tensor)
 
 
 def _tensor(values: Any) -> Tensor | None:
-    return values if values is None or isinstance(values, Tensor) else torch.from_numpy(values)
+    """Of its own, as in `array`."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    return None if values is None else torch.from_numpy(values)
 
 
 def backward(
@@ -359,6 +372,11 @@ def _register(reserve: Reserve) -> Tensor:
 def find(token: Tensor) -> Reserve | None:
     """What the token stands for, unless it is a copy."""
     return _reserves.get(token.data_ptr()) if has_memory(token) else None
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether it has a shape alone: on "meta", or in a FakeTensorMode."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def has_memory(tensor: Tensor) -> bool:

@@ -70,18 +70,22 @@ def _parse(arguments: Sequence[Any]) -> tuple[Inputs, Extras, Options, tuple[Any
 
 
 # ---- the kernels ----
+#
+# The token is on the CPU for every device: what stands behind it is Python's.
+
+_DEVICES = ("CPU", "CUDA")
 
 
-@torch.library.impl("rnnfast::stack", "CPU")
-def _stack_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+@torch.library.impl("rnnfast::stack", _DEVICES)
+def _stack_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, extras, options, (save,) = _parse(arguments)
     outputs, context = kernels.forward(options, inputs, extras, training=save or options.dropout > 0)
-    token = kernels.keep(context, outputs[0]) if save else inputs.x.new_zeros(8, dtype=torch.uint8)
+    token = kernels.keep(context, outputs[0]) if save else torch.zeros(8, dtype=torch.uint8)
     return (*(inputs.x.new_empty(0) if o is None else o for o in outputs), token)
 
 
-@torch.library.impl("rnnfast::stack_backward", "CPU")
-def _stack_backward_cpu(*arguments: Any) -> list[Tensor]:
+@torch.library.impl("rnnfast::stack_backward", _DEVICES)
+def _stack_backward_kernel(*arguments: Any) -> list[Tensor]:
     grads, (inputs, extras, options, (output, token, needs)) = arguments[:5], _parse(arguments[5:])
     context, retain = _context(options, inputs, extras, output, token)
     found = kernels.backward(options, inputs, context, grads, needs, retain=retain)
@@ -94,19 +98,7 @@ def _context(options: Options, inputs: Inputs, extras: Extras, output: Tensor, t
     if reserve is None or reserve.tokens is not None or reserve.context.consumed:
         return kernels.forward(options, inputs, extras, training=True)[1], False
     # A compiler may have used the memory that the forward was given for something else.
-    x, h0, c0, reset_h, reset_c = (kernels.array(t) for t in inputs[:5])
-    weights = [kernels.array(w) for w in inputs.weights]
-    reserve.context.rebind(
-        kernels.stack(options, inputs.weights),
-        x,
-        h0,
-        c0,
-        weights,
-        kernels.array(extras.reset),
-        reset_h,
-        reset_c,
-        kernels.array(output),
-    )
+    kernels.rebind(reserve.context, options, inputs, extras, output)
     return reserve.context, kernels.keeps_graph()
 
 
@@ -119,7 +111,7 @@ def _stack_fake(*arguments: Any) -> tuple[Tensor, ...]:
     h_all = [steps, *hn] if options.return_states else [0]
     c_all = [steps, *cn] if options.return_states and cn is not None else [0]
     shapes = (output, hn, [0] if cn is None else cn, h_all, c_all)
-    return (*(x.new_empty(shape) for shape in shapes), x.new_empty(8, dtype=torch.uint8))
+    return (*(x.new_empty(shape) for shape in shapes), torch.empty(8, dtype=torch.uint8, device="cpu"))
 
 
 @torch.library.register_fake("rnnfast::stack_backward")

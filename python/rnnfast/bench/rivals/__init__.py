@@ -26,7 +26,7 @@ from ..clock import Clock, HostClock
 from ..rows import Row
 
 LIBRARIES = ("rnnfast", "torch", "onnxruntime", "jax", "numpy")
-VARIANTS = {"torch-bf16": ("torch", "bf16"), "torch-tf32": ("torch", "tf32")}
+VARIANTS = {"torch-bf16": ("torch", "bf16"), "torch-tf32": ("torch", "tf32"), "rnnfast-tf32": ("rnnfast", "tf32")}
 REDUCED_PRECISION = tuple(VARIANTS)  # timed for information, never held to the row's tolerance
 
 _DISTRIBUTIONS = {"onnxruntime": "onnxruntime onnx"}

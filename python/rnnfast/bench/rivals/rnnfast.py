@@ -1,4 +1,4 @@
-"""This package, through its public modules, as a user calls it."""
+"""This package, through its public modules, as a user calls it; "rnnfast-tf32" with TF32 products on a GPU, for information."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def probe(what: str, threads: int, **arguments: Any) -> Any:
 
 
 def prepare(row: Row, arrays: Arrays, setup: Setup) -> Job:
+    if setup.variant == "tf32" and (row.dtype != "float32" or setup.device == "cpu"):
+        raise Unsupported("TF32 is for float32 rows on a GPU")
     rnnfast.set_num_threads(setup.threads)
+    rnnfast.set_tf32(setup.variant == "tf32")
     if setup.device != "cpu":
         from .rnnfast_torch import Network
 
