@@ -404,8 +404,8 @@ void backward_layer(const Items<T>& items, const Cell& cell, const BackwardLoop<
 template <class Target>
 void input_gradient(const Items<T>& items, const Target& target, Stream stream) {
   const Item<T>& item = items.item[0];
-  launch_product<A>({item.steps * item.batch, item.I, items.count * item.gates * item.H, 1}, item.tf32, GateGradientRows<T>{items},
-                    InputWeightRows<T>{items}, target, stream);
+  launch_product<A>({item.steps * item.batch, item.I, items.count * item.gates * item.H, 1}, item.tf32,
+                    GateGradientRows<T>{items}, InputWeightRows<T>{items}, target, stream);
 }
 
 // The products of a layer, `grad_weights` its own or null.
