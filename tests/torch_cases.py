@@ -24,7 +24,10 @@ EMULATED = _cuda is not None and _cuda.emulated
 # For `engine`: those that tests of rnnfast.torch can run on here; PyTorch's CPU tensors stand for CUDA's with the second.
 ENGINES = (
     "cpu",
-    pytest.param("emulated", marks=pytest.mark.skipif(not EMULATED, reason="no build with RNNFAST_CUDA=emulate")),
+    pytest.param(
+        "emulated",
+        marks=pytest.mark.skipif(not EMULATED, reason="rnnfast._cuda is not built with RNNFAST_CUDA=emulate"),
+    ),
 )
 
 
