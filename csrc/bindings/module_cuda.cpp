@@ -163,8 +163,7 @@ PYBIND11_MODULE(_cuda, m) {
                     double, uint64_t, uint64_t, std::optional<int64_t>, bool>(),
            py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("sizes"), py::arg("bias"), py::arg("parameters"),
            py::arg("steps"), py::arg("batch"), py::arg("training"), py::arg("views"), py::arg("weights"),
-           py::arg("dropout"), py::arg("seed"), py::arg("call"), py::arg("checkpoint_every"),
-           py::arg("tf32"))
+           py::arg("dropout"), py::arg("seed"), py::arg("call"), py::arg("checkpoint_every"), py::arg("tf32"))
       .def("forward_bytes", &Call::forward_bytes, "(reserve, workspace)")
       .def("forward", &Call::forward, py::arg("reserve"), py::arg("workspace"), py::arg("stream"))
       .def("plan", &Call::plan, "Which kernels serve it, in words.")

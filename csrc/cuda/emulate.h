@@ -182,13 +182,21 @@ inline void sync_together() {
   }
 }
 
+// For as long as they run.
+struct Together {
+  explicit Together(std::vector<Block>& blocks) { together = &blocks, meetings = 0; }
+  Together(const Together&) = delete;
+  Together& operator=(const Together&) = delete;
+  ~Together() { together = nullptr; }
+};
+
 // All blocks at once, in turns.
 inline void run_blocks(std::vector<Block>& blocks, Fibres& fibres, const std::function<void()>& kernel) {
   constexpr size_t kPatience = 1000;  // turns of each block
   std::vector<Block*> running;
   running.reserve(blocks.size());
   for (Block& block : blocks) running.push_back(&block);
-  together = &blocks, meetings = 0;
+  const Together running_together(blocks);
   uint32_t random = emulation().backwards ? 12345 : 67890;
   for (size_t in_vain = 0; !running.empty();) {
     random = random * 1664525 + 1013904223;

@@ -211,7 +211,7 @@ inline GridPlan with_cluster(const DeviceLimits& device, const TileShape& tile, 
 }  // namespace grid_plan
 
 // The cheaper of two plans; with equal costs that of fewer parts.
-inline const GridPlan& cheaper(const GridPlan& a, const GridPlan& b) {
+inline GridPlan cheaper(const GridPlan& a, const GridPlan& b) {
   if (!a.possible || !b.possible) return a.possible ? a : b;
   return b.cost < a.cost || (b.cost == a.cost && b.parts < a.parts) ? b : a;
 }
