@@ -1,6 +1,6 @@
 """Instructions of small calls, counted by valgrind's callgrind: where times are noisy, these are not.
 
-    python bench/instructions.py [--json FILE]
+    python bench/instructions.py [--cell lstm] [--json FILE]
 
 A process makes N calls, another 3 N; the difference belongs to 2 N calls, start-up and imports cancel. valgrind knows no
 AVX-512, so the kernels are those for AVX2, on one thread. The figure is a call's, Python and all.
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 SHAPES = ((1, 1, 128, 128), (100, 1, 32, 32), (24, 32, 1, 25), (61, 16, 88, 46))  # T, B, I, H
+CELLS = ("lstm", "gru", "rnn")
 MODES = ("step", "infer", "train")
 PROGRAM = """
 import sys
@@ -63,12 +64,13 @@ def measure(cell: str, mode: str, shape: tuple[int, ...], calls: int) -> dict[st
 
 @click.command(help=__doc__)
 @click.option("--calls", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--cell", "cells", type=click.Choice(CELLS), multiple=True, default=CELLS, help="All by default.")
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Where the rows are written.")
-def main(calls: int, target: Path | None) -> None:
+def main(calls: int, cells: tuple[str, ...], target: Path | None) -> None:
     from rnnfast.bench import machine, records
 
     table, found = Table("cell", "mode", "T,B,I,H", "instructions a call", "a step"), []
-    for cell in ("lstm", "gru", "rnn"):
+    for cell in cells:
         for shape in SHAPES:
             for mode in MODES if shape[0] == 1 else MODES[1:]:
                 row = measure(cell, mode, shape, calls)
