@@ -260,6 +260,29 @@ def test_a_missing_rival_fails_before_anything_is_timed(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    assert invoke(*QUICK_RUN, "--cell", "rnn", "--mode", "infer", "--json", str(link)).exit_code == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["rows"]
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_timed(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for arguments, words in (
+        (("--json", str(pipe)), "expected a file, got"),
+        (("--json", "/proc/none.json"), "--json: "),  # where there is no /proc it is the folder that is missing
+        (("--plot", str(tmp_path / "a.txt")), "expected a file that ends in .png"),
+        (("--threads", "256"), "expected at most"),
+    ):
+        done = invoke("bench", "--shape", "4,2,3,5", *arguments)
+        assert (done.exit_code, words in done.output) == (2, True), done.output
+    assert pipe.is_fifo()
+
+
 def test_an_interrupt_leaves_no_process() -> None:
     if not Path("/proc/self/task").is_dir():
         pytest.skip("this system has no /proc")

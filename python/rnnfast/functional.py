@@ -145,11 +145,11 @@ def _parameters(info: CellInfo, cell: str, given: dict[str, Any]) -> tuple[float
 MAX_THREADS = 4096
 
 
-def _count(name: str, value: Any) -> int:
+def _count(name: str, value: Any, most: int = 2**31 - 1) -> int:  # sizes are 32-bit in the engine's index arithmetic
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if not 1 <= value < 2**31:  # sizes are 32-bit in the engine's index arithmetic
-        raise ValueError(f"{name}: expected an integer from 1 to 2147483647, got {value}")
+    if not 1 <= value <= most:
+        raise ValueError(f"{name}: expected an integer from 1 to {most}, got {value}")
     return int(value)
 
 
@@ -600,7 +600,4 @@ def get_num_threads() -> int:
 
 def set_num_threads(n: int) -> None:
     """Set the most threads that a call may use. Results are bitwise repeatable for one thread count."""
-    count = _count("n", n)
-    if count > MAX_THREADS:
-        raise ValueError(f"n: expected an integer from 1 to {MAX_THREADS}, got {count}")
-    _core.set_num_threads(count)
+    _core.set_num_threads(_count("n", n, MAX_THREADS))

@@ -104,7 +104,8 @@ def merge(
 
 
 def write_json(path: Path, records: Iterable[Record], provenance: dict[str, Any]) -> None:
-    """Write the file whole or not at all."""
+    """Write the file whole or not at all; through a link, what it leads to."""
+    path = path.resolve()
     partial = path.with_name(path.name + ".part")
     partial.write_text(json.dumps({"provenance": provenance, "rows": list(records)}, indent=1) + "\n")
     os.replace(partial, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,17 +96,36 @@ def make_plan(options: dict[str, Any]) -> Plan:
                 f"expected some of {', '.join((*LIBRARIES, *VARIANTS))}, got {name!r}", param_hint="--against"
             )
     for option in ("json_path", "plot_path"):
-        path = options[option]
-        if path is not None and not path.parent.is_dir():
-            raise click.UsageError(f"--{option[:4]}: the folder {path.parent} does not exist")
+        if options[option] is not None:
+            _check_target(f"--{option[:4]}", options[option])
+    if options["plot_path"] is not None and options["plot_path"].suffix != ".png":
+        raise click.UsageError(f"--plot: expected a file that ends in .png, got {options['plot_path']}")
     if options["plot_path"] is not None and importlib.util.find_spec("matplotlib") is None:
         raise click.ClickException("--plot needs matplotlib: pip install matplotlib")
+    cores = usable_cores()
+    if (options["threads"] or 1) > cores:  # each waits for others that have no core: some rows would never end
+        raise click.UsageError(
+            f"--threads: expected at most {cores}, the cores of this machine, got {options['threads']}"
+        )
     rows = _choose_rows(options)
     if not rows:
         raise click.UsageError("no row of the suite fits --cell and --mode")
     note = _not_for_steps(options, rows)
     threads = options["threads"] or _default_threads()
     return Plan(rows, against, threads, options["rounds"], options["json_path"], options["plot_path"], note)
+
+
+def _check_target(option: str, path: Path) -> None:
+    """Where a file is to be replaced in the end; better said now than after all the measuring."""
+    if not path.parent.is_dir():
+        raise click.UsageError(f"{option}: the folder {path.parent} does not exist")
+    if path.exists() and not path.is_file():
+        raise click.UsageError(f"{option}: expected a file, got {path}, which is something else")
+    try:
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
+            pass
+    except OSError as error:
+        raise click.UsageError(f"{option}: cannot write to {path.parent}: {error.strerror}") from error
 
 
 def run(plan: Plan, console: Console) -> int:
@@ -137,6 +157,9 @@ def run(plan: Plan, console: Console) -> int:
         except KeyboardInterrupt:
             console.print("[yellow]interrupted; what was measured so far:")
             status = _INTERRUPTED
+        except SystemExit as stop:  # SIGTERM
+            console.print("[yellow]terminated; what was measured so far:")
+            status = int(stop.code or 0)
     failed = _show(plan, outcomes, console)
     if outcomes and not any(outcome.median(OWN) for outcome in outcomes) and not failed:
         console.print("[red]rnnfast could run none of these rows")
