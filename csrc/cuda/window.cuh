@@ -1,7 +1,7 @@
-// Lean mode: a forward pass keeps the outputs of all layers, and c before each window of steps. The backward pass goes over the
-// windows from the last to the first: it runs each again, now keeping gates and c, then its adjoint, and adds to the gradients of
-// the weights. A window is an item of its own, of fewer steps, whose initial states are those that enter it: the kernels of the
-// time loop know of none of this, and what a window's first step sends on is what the window before it starts from.
+// Lean mode: a forward pass keeps the outputs of all layers, and c before each window of steps. The backward pass goes over
+// the windows from the last to the first: it runs each again, now keeping gates and c, then its adjoint, and adds to the
+// gradients of the weights. A window is an item of its own, of fewer steps, whose initial states are those that enter it: the
+// kernels of the time loop know of none of this, and what a window's first step sends on is what the window before starts from.
 #pragma once
 
 #include <algorithm>
