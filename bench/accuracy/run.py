@@ -105,15 +105,12 @@ def read_records() -> list[Record]:
 def keep(record: Record, threads: int) -> None:
     """Add the record, or put it in place of an older one of the same run."""
     from rnnfast import _core
-    from rnnfast.bench import machine
+    from rnnfast.bench import machine, records
 
     provenance = machine.provenance(threads, _core.isa()) | {"cores": os.cpu_count()}
     record |= {name: provenance[name] for name in ("commit", "cpu", "isa")}
     rows = [row for row in read_records() if key(row) != key(record)]
-    content = {"provenance": provenance, "rows": [*rows, record]}
-    partial = RESULTS.with_name(RESULTS.name + ".part")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, RESULTS)
+    records.write_json(RESULTS, [*rows, record], provenance)
 
 
 # The table -----------------------------------------------------------------------------------------------------------

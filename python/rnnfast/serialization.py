@@ -19,14 +19,13 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import secrets
-import stat
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import cells, layers, modules
+from ._files import replace_file
 from .base import Module, Parameter
 
 __all__ = ["Checkpoint", "load", "load_checkpoint", "save"]
@@ -344,48 +343,11 @@ def write_file(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: 
         raise ValueError(f"user: expected less than {MAX_HEADER} bytes beside the arrays, got {size}")
     given = _path_of(path)
     try:
-        _replace(os.path.realpath(given), data)  # of a link, the target is replaced
+        replace_file(given, data)
     except OSError as error:
-        if error.errno is None:  # told by _replace itself
+        if error.errno is None:  # told by replace_file itself
             raise
         raise OSError(error.errno, error.strerror, given) from error  # not the name of the temporary file
-
-
-def _replace(path: str, data: bytes) -> None:
-    """Put `data` into the file at `path` so that at every moment it has all of the old or all of the new content."""
-    directory = os.path.dirname(path)
-    if not os.path.isdir(directory):
-        raise FileNotFoundError(f"path: expected an existing directory, got {directory!r}")
-    temporary = os.path.join(directory, f".rnnfast-{secrets.token_hex(8)}.tmp")
-    if os.path.exists(path) and not (os.path.isfile(path) and os.access(path, os.W_OK)):
-        raise PermissionError(f"path: expected a regular file that may be written, got {path!r}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, 0o666)  # less the umask, as for any new file
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            if os.path.exists(path):
-                os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: str) -> None:
-    """Make the new name last over a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems refuse; the file itself is safe
-        pass
-    finally:
-        os.close(descriptor)
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,12 +7,12 @@ A record may say more than `FIELDS`: `region`, which of cuDNN's algorithms PyTor
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._files import replace_file
 from .arrays import row_steps
 from .gpu import cudnn_region
 from .rows import Row, useful_flops
@@ -104,11 +104,9 @@ def merge(
 
 
 def write_json(path: Path, records: Iterable[Record], provenance: dict[str, Any]) -> None:
-    """Write the file whole or not at all; through a link, what it leads to."""
-    path = path.resolve()
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps({"provenance": provenance, "rows": list(records)}, indent=1) + "\n")
-    os.replace(partial, path)
+    """Write the file whole or not at all."""
+    text = json.dumps({"provenance": provenance, "rows": list(records)}, indent=1) + "\n"
+    replace_file(path, text.encode())
 
 
 def read_json(path: Path) -> tuple[list[Record], dict[str, Any]]:
