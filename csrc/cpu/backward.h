@@ -134,6 +134,10 @@ class BackwardItem {
     int64_t grad_out_stride, first_sequence;
     const uint8_t* cut;  // null: none is
     bool more;           // gradients of states, or a record of dL/dh
+    // From a row to what the step that comes next in this loop reads in its place; null: there is none.
+    int64_t slots_ahead, grad_out_ahead;
+    const T* h_ahead;  // of batch index 0
+    int64_t h_stride;
   };
   RNNFAST_FN Place place(int64_t t, int64_t block) const {
     const int64_t carried = block * schedule_.sequences * W;
@@ -153,7 +157,27 @@ class BackwardItem {
       p.cells = item_.cells + block * item_.cell_rows * W;
       p.c = p.cells + cell_row(item_, window_, t, 0) * W;
     }
+    look_ahead(p, t);
     return p;
+  }
+
+  // Time runs from the end to the beginning of what was saved, which no hardware foresees, and a small layer is soon done with
+  // a step: what the next one reads is asked for meanwhile, so that it comes from the second-level cache.
+  RNNFAST_FN void look_ahead(Place& p, int64_t t) const {
+    const int64_t towards = item_.reverse ? 1 : -1, next = t + towards, before = next + towards;
+    if (next < window_.begin || next >= window_.end || before < 0 || before >= schedule_.steps) return;
+    p.slots_ahead = kept_row(item_, window_, next, 0) - kept_row(item_, window_, t, 0);
+    p.grad_out_ahead = towards * item_.grad_out.t_stride;
+    p.h_ahead = at(item_.out, before, 0) + p.block * W;
+    p.h_stride = item_.out.b_stride;
+  }
+  RNNFAST_FN void prefetch(const Place& p, int64_t i, int64_t b) const {
+    if (!p.h_ahead) return;
+    RNNFAST_UNROLL
+      for (int g = 0; g < S; ++g) __builtin_prefetch(p.slots + ((i + p.slots_ahead) * S + g) * W, 1, 2);
+    if constexpr (Cell::kCellState) __builtin_prefetch(p.cells + (p.c_rows[i] + p.slots_ahead) * W, 0, 2);
+    if (p.grad_out) __builtin_prefetch(p.grad_out + b * p.grad_out_stride + p.grad_out_ahead, 0, 2);
+    __builtin_prefetch(p.h_ahead + b * p.h_stride, 0, 2);
   }
 
   // dL/dh of every sequence that runs at t or ran at `later`, for this thread's blocks.
@@ -192,6 +216,7 @@ class BackwardItem {
   // dL/dh_t is complete once the caller's gradients are added: the adjoint follows, or the projection's.
   RNNFAST_FN void receive(const Place& p, int64_t t, int64_t from, int64_t i, V dh) const {
     const int64_t b = p.order ? p.order[i] : p.first_sequence + i;
+    prefetch(p, i, b);
     if (p.grad_out) dh = dh + load_lanes(p.grad_out + b * p.grad_out_stride, p.lanes);
     if (p.more) {
       if (item_.grad_h_all.data) dh = dh + load_lanes(at(item_.grad_h_all, t, b) + p.block * W, p.lanes);
