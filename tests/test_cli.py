@@ -269,7 +269,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert json.loads(target.read_text())["rows"]
 
 
-def test_what_cannot_be_written_is_said_before_anything_is_timed(tmp_path: Path) -> None:
+def test_what_cannot_be_is_said_before_anything_is_timed(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for arguments, words in (
@@ -277,6 +277,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_timed(tmp_path: Path)
         (("--json", "/proc/none.json"), "--json: "),  # where there is no /proc it is the folder that is missing
         (("--plot", str(tmp_path / "a.txt")), "expected a file that ends in .png"),
         (("--threads", "256"), "expected at most"),
+        (("--dtype", "float16"), "expected float32 or float64 on the CPU, got float16"),
     ):
         done = invoke("bench", "--shape", "4,2,3,5", *arguments)
         assert (done.exit_code, words in done.output) == (2, True), done.output

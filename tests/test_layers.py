@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 
+import rnnfast
 from rnnfast.base import Module, Parameter
 from rnnfast.layers import MAX_LAYER, Dropout, Embedding, Linear, Sequential, sum_rows
 from rnnfast.reference import dropout_mask
@@ -480,3 +481,22 @@ def test_new_weights_drop_a_forward():
     layer.load_state_dict(layer.state_dict())
     with pytest.raises(RuntimeError, match="expected a forward in training mode"):
         layer.backward(y)
+
+
+# ---- explain
+
+
+def test_explain_goes_through_a_chain():
+    model = Sequential(
+        Embedding(5, 4, seed=0), Sequential(rnnfast.LSTM(4, 6, seed=0), Dropout(0.5)), rnnfast.GRU(6, 3, seed=0)
+    )
+    indices = rng().integers(0, 5, (7, 2))
+    model(indices)
+    waiting, calls = model[2].last_pass("here"), model[1][1].call_count
+    lines = rnnfast.explain(model, indices).splitlines()
+    assert [line.split(": rnnfast's kernel for float32 on the CPU")[0] for line in lines] == ["1.0: LSTM", "2: GRU"]
+    assert (model[2].last_pass("here"), model[1][1].call_count) == (waiting, calls)
+    with pytest.raises(TypeError, match="lengths: expected None"):
+        rnnfast.explain(model, indices, lengths=[7, 3])
+    with pytest.raises(TypeError, match="got a Sequential without any"):
+        rnnfast.explain(Sequential(Linear(2, 2)), np.ones((1, 2), np.float32))

@@ -132,8 +132,9 @@ class Module:
 
     def zero_grad(self) -> None:
         """Set every gradient to None."""
-        for parameter in self.parameters():
-            parameter.grad = None
+        for module in self.modules():
+            for parameter in module._parameters.values():
+                parameter.grad = None
 
     def train(self, mode: bool = True) -> Module:
         """Switch to training (or evaluation, with ``mode=False``), this module and all below it."""

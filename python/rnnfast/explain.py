@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from . import _core, functional
 from .cells import RecurrentCell
+from .layers import Sequential
 from .modules import RecurrentLayer
 
 __all__ = ["explain"]
@@ -20,13 +22,13 @@ def explain(module: Any, x: Any, *, lengths: Any = None) -> str:
     Parameters
     ----------
     module
-        A recurrent layer or cell of `rnnfast` or of `rnnfast.torch`; or any torch.nn.Module, for which every recurrent
-        module within is explained.
+        A recurrent layer or cell of `rnnfast` or of `rnnfast.torch`; or a `Sequential` or any torch.nn.Module, for which
+        every recurrent module within is explained, a line each.
     x
         Its input. The call is made once, as in training, because the plan depends on the input's shape; nothing of the
         module changes.
     lengths
-        As in the call of a layer.
+        As in the call of a layer; a `Sequential` takes none.
 
     Returns
     -------
@@ -43,6 +45,8 @@ def explain(module: Any, x: Any, *, lengths: Any = None) -> str:
         from .torch.explain import explain_torch
 
         return explain_torch(module, x, lengths)
+    if isinstance(module, Sequential):
+        return _explain_chain(module, x, lengths)
     if isinstance(module, RecurrentLayer):
         unbatched = getattr(x, "ndim", 3) == 2
         options = {**module._pack_options(), "batch_first": module.batch_first and not unbatched, "lengths": lengths}
@@ -56,6 +60,28 @@ def explain(module: Any, x: Any, *, lengths: Any = None) -> str:
     *_, context = functional.forward(module.cell, x, None, weights, **options)
     dtype = np.dtype(module.dtype).name
     return describe(type(module).__name__, dtype, context.plan, on_device=module.device == "cuda")
+
+
+def _explain_chain(chain: Sequential, x: Any, lengths: Any) -> str:
+    if lengths is not None:
+        raise TypeError("lengths: expected None, as a Sequential's call takes none")
+    lines: list[str] = []
+
+    def walk(modules: Sequential, x: Any, prefix: str) -> Any:
+        for name, child in modules._modules.items():
+            if isinstance(child, Sequential):
+                x = walk(child, x, f"{prefix}{name}.")
+                continue
+            if isinstance(child, (RecurrentLayer, RecurrentCell)):
+                lines.append(f"{prefix}{name}: {explain(child, x)}")
+            result = child(x)
+            x = result[0] if isinstance(result, tuple) else result
+        return x
+
+    walk(copy.deepcopy(chain), x, "")  # a copy: every module keeps its last forward for `backward`
+    if not lines:
+        raise TypeError("module: expected a recurrent module, got a Sequential without any")
+    return "\n".join(lines)
 
 
 def describe(name: str, dtype: str, plan: str, on_device: bool) -> str:

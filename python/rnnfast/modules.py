@@ -207,8 +207,9 @@ class RecurrentLayer(Recurrent):
             **self._cell_options(),
         )
         if training:
-            self._last = Pass(context, parameters, reset_state, unbatched)
-            self.call_count += int(self.dropout > 0)
+            self._remember(Pass(context, parameters, reset_state, unbatched))
+            if self.dropout > 0:
+                self.call_count += 1
         if not unbatched:
             return tuple(result)
         output, state, *states = result
@@ -267,12 +268,18 @@ class RecurrentLayer(Recurrent):
         )
         for parameter, grad in zip(last.parameters, grad_weights, strict=True):
             parameter.add_grad(grad)
-        self.grad_reset_state = _hand_out(last.reset_state, last.context.grad_reset_state)
+        if last.reset_state is not None or self.grad_reset_state is not None:
+            self.grad_reset_state = _hand_out(last.reset_state, last.context.grad_reset_state)
         if not retain:
-            self._last = None
+            self._remember(None)
         if not last.unbatched:
             return grad_x, grad_hx
         return map_state(lambda g: g[:, 0], grad_x), map_state(lambda s: s[:, 0], grad_hx)
+
+    def _remember(self, last: Pass | None) -> None:
+        self.__dict__["_last"] = (
+            last  # at every call: past the registers of parameters and modules, which take their time
+        )
 
     def last_pass(self, caller: str) -> Pass:
         if self._last is None:

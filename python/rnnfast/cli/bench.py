@@ -177,6 +177,10 @@ def _choose_rows(options: dict[str, Any]) -> list[Row]:
     rows += suites.rows_of_shapes(shapes, cells, modes or ("infer", "train"))
     changes = {name: options[name] for name in ("layers", "ragged", "reset", "dtype") if options[name] is not None}
     changes |= {"bidirectional": True} if options["bidirectional"] else {}
+    if device == "cpu" and options["dtype"] not in (None, *_PEAK_DTYPES):
+        raise click.UsageError(
+            f"--dtype: expected {' or '.join(_PEAK_DTYPES)} on the CPU, got {options['dtype']}, which is for --device cuda"
+        )
     return [_changed(row, {**changes, "device": device}) for row in rows]
 
 
