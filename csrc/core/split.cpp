@@ -82,10 +82,10 @@ class Model {
     return entering() + at_once() * over_layers([&](const Work& layer) { return rounds * layer.step(rows, 1); });
   }
   double hidden(int64_t threads) const {
-    // Forward, the blocks that are left over are shared by rows; backward, whoever has one more is waited for.
+    // Blocks that are left over are shared by rows, where there are enough of them.
     const double blocks = std::ceil(double(config_.hidden_size) / lanes_),
                  uneven = blocks / std::ceil(blocks / threads);
-    const double parts = work_ > 1 || batch_ < kSharedRows * threads ? uneven : double(threads);
+    const double parts = batch_ < kSharedRows * threads ? uneven : double(threads);
     const double barriers = waits_ * steps_ * kBarrier * config_.num_layers;
     return entering() + barriers +
            at_once() * over_layers([&](const Work& layer) { return layer.step(batch_, parts); });

@@ -42,12 +42,15 @@ class BackwardItem {
         input_(net, layer, direction, slice, me_, scratch) {}
 
   void run() {
-    load(item_.grad_hn, item_.carry_h, item_.P, me_.out_blocks);
-    clear(item_.carry_reset_h, me_.out_blocks);
-    if (Cell::kCellState) {
-      load(item_.grad_cn, item_.carry_c, item_.H, me_.blocks);
-      clear(item_.carry_reset_c, me_.blocks);
-    }
+    for_out_parts([&](Range blocks, Range sequences) {
+      load(item_.grad_hn, item_.carry_h, item_.P, blocks, sequences);
+      clear(item_.carry_reset_h, blocks, sequences);
+    });
+    if (Cell::kCellState)
+      for_cell_parts([&](Range blocks, Range sequences) {
+        load(item_.grad_cn, item_.carry_c, item_.H, blocks, sequences);
+        clear(item_.carry_reset_c, blocks, sequences);
+      });
     input_.zero_padding();
     window_ = window_of(item_, 0, schedule_.steps);
     for_pieces(item_, 0, schedule_.steps, item_.gradient_steps, true, [&](int64_t begin, int64_t end) {
@@ -63,12 +66,15 @@ class BackwardItem {
     });
     weights_.finish();
     if (later_ != kNone && (item_.grad_h0.data || item_.carry_reset_h || item_.carry_reset_c)) finish();
-    store(item_.carry_h, item_.grad_h0, item_.P, me_.out_blocks);
-    store(item_.carry_reset_h, item_.grad_reset_h, item_.P, me_.out_blocks);
-    if (Cell::kCellState) {
-      store(item_.carry_c, item_.grad_c0, item_.H, me_.blocks);
-      store(item_.carry_reset_c, item_.grad_reset_c, item_.H, me_.blocks);
-    }
+    for_out_parts([&](Range blocks, Range sequences) {
+      store(item_.carry_h, item_.grad_h0, item_.P, blocks, sequences);
+      store(item_.carry_reset_h, item_.grad_reset_h, item_.P, blocks, sequences);
+    });
+    if (Cell::kCellState)
+      for_cell_parts([&](Range blocks, Range sequences) {
+        store(item_.carry_c, item_.grad_c0, item_.H, blocks, sequences);
+        store(item_.carry_reset_c, item_.grad_reset_c, item_.H, blocks, sequences);
+      });
     me_.wait();  // the next item of this group may use the same memory
   }
 
@@ -180,21 +186,38 @@ class BackwardItem {
     __builtin_prefetch(p.h_ahead + b * p.h_stride, 0, 2);
   }
 
+  // run(blocks, sequences) for what is this thread's of the output, or of the cells.
+  template <class Run>
+  RNNFAST_FN void for_out_parts(Run&& run) const {
+    Portion mine = portion_of(item_, me_);
+    if (item_.projected) mine.blocks = me_.out_blocks;  // and nothing is shared
+    for_parts(mine, schedule_.sequences, run);
+  }
+  template <class Run>
+  RNNFAST_FN void for_cell_parts(Run&& run) const {
+    for_parts(portion_of(item_, me_), schedule_.sequences, run);
+  }
+
   // dL/dh of every sequence that runs at t or ran at `later`, for this thread's blocks.
   void grad_h(int64_t t, int64_t rows, int64_t from) {
     const GateOperand operand = gate_operand<Cell>(item_);
     const int64_t w_stride = item_.H * Cell::kGates * W;
-    if (from > 0)
-      for_panels<1>(me_.out_blocks, from, [&]<int MR, int U>(int64_t row, int64_t block) {
-        const T* gates = slot_of<Cell>(item_, 0, later_row_ + row) + Cell::kRecurrent * W;
-        gates_tile<T, MR, U>(scratch_.tile, gates, operand, item_.w_hh_rows + block * w_stride, w_stride);
-        for (int u = 0; u < U; ++u)
-          grad_h_rows(t, rows, from, {row, row + MR}, block + u, scratch_.tile + u * W, U * W);
-      });
-    for (int64_t block = me_.out_blocks.begin; from < rows && block < me_.out_blocks.end; ++block) {
-      const Place p = place(t, block);
-      for (int64_t i = from; i < rows; ++i) receive(p, t, from, i, V::load(p.carry_h + i * W));
-    }
+    for_out_parts([&](Range blocks, Range sequences) {
+      const int64_t first = sequences.begin, count = least(from, sequences.end) - first;
+      if (from > 0)
+        for_panels<1>(blocks, count, [&]<int MR, int U>(int64_t row, int64_t block) {
+          row += first;
+          const T* gates = slot_of<Cell>(item_, 0, later_row_ + row) + Cell::kRecurrent * W;
+          gates_tile<T, MR, U>(scratch_.tile, gates, operand, item_.w_hh_rows + block * w_stride, w_stride);
+          for (int u = 0; u < U; ++u)
+            grad_h_rows(t, rows, from, {row, row + MR}, block + u, scratch_.tile + u * W, U * W);
+        });
+      for (int64_t block = blocks.begin; from < rows && block < blocks.end; ++block) {
+        const Place p = place(t, block);
+        for (int64_t i = most(from, first); i < least(rows, sequences.end); ++i)
+          receive(p, t, from, i, V::load(p.carry_h + i * W));
+      }
+    });
   }
 
   // Adds what reaches h beside the recurrent product, whose rows lie `stride` apart. Sequences whose first step was the later
@@ -292,21 +315,21 @@ class BackwardItem {
     if (reset) (carry(reset, i, block) + gradient).store(carry_address(reset, i, block));
     gradient = V(T(0));
   }
-  void clear(T* carries, Range blocks) const {
+  void clear(T* carries, Range blocks, Range sequences) const {
     if (!carries) return;
     for (int64_t block = blocks.begin; block < blocks.end; ++block)
-      for (int64_t i = 0; i < schedule_.sequences; ++i) V(T(0)).store(carry_address(carries, i, block));
+      for (int64_t i = sequences.begin; i < sequences.end; ++i) V(T(0)).store(carry_address(carries, i, block));
   }
-  void load(const Rows<const T>& rows, T* carries, int64_t n, Range blocks) const {
+  void load(const Rows<const T>& rows, T* carries, int64_t n, Range blocks, Range sequences) const {
     for (int64_t block = blocks.begin; block < blocks.end; ++block)
-      for (int64_t i = 0; i < schedule_.sequences; ++i)
+      for (int64_t i = sequences.begin; i < sequences.end; ++i)
         load_lanes(initial_row(rows, batch_index(schedule_, i), item_.zeros) + block * W, Blocks<T>::lanes(n, block))
             .store(carry_address(carries, i, block));
   }
-  void store(const T* carries, const Rows<T>& rows, int64_t n, Range blocks) const {
+  void store(const T* carries, const Rows<T>& rows, int64_t n, Range blocks, Range sequences) const {
     if (!rows.data) return;
     for (int64_t block = blocks.begin; block < blocks.end; ++block)
-      for (int64_t i = 0; i < schedule_.sequences; ++i)
+      for (int64_t i = sequences.begin; i < sequences.end; ++i)
         store_lanes(carry(carries, i, block), rows.data + batch_index(schedule_, i) * rows.b_stride + block * W,
                     Blocks<T>::lanes(n, block));
   }

@@ -251,6 +251,27 @@ RNNFAST_FN void for_panels(Range range, int64_t rows, TileFunction&& tile) {
   }
 }
 
+// What of all blocks and sequences is this thread's, forward and backward: whole blocks, and rows of those that are left where
+// the threads do not divide them. Whoever asks for the states of every step, or has ends and cuts within a batch, gets whole blocks.
+struct Portion {
+  Range blocks, shared, sequences;
+};
+template <class T>
+RNNFAST_FN Portion portion_of(const Item<T>& item, const Worker& me) {
+  const int64_t blocks = Blocks<T>::count(item.H), left = blocks % me.size(), B = item.schedule.sequences;
+  const bool states = item.h_all.data || item.c_all.data || item.grad_h_all.data || item.grad_c_all.data ||
+                      item.record_h.data || item.checkpoints || item.segment;
+  const bool plain = !states && !item.schedule.order && !item.reset.data && !item.projected;
+  if (left == 0 || !plain || B < kSharedRows * me.size()) return {me.blocks, {0, 0}, {0, 0}};
+  return {me.part(blocks - left), {blocks - left, blocks}, me.part(B)};
+}
+// run(blocks, sequences)
+template <class Run>
+RNNFAST_FN void for_parts(const Portion& mine, int64_t sequences, Run&& run) {
+  run(mine.blocks, Range{0, sequences});
+  if (mine.shared.begin < mine.shared.end) run(mine.shared, mine.sequences);
+}
+
 template <class T, class Cell>
 class ForwardItem {
   using V = Vec<T>;
@@ -305,24 +326,10 @@ class ForwardItem {
     }
   }
 
-  // What of all blocks and sequences is this thread's: whole blocks, and rows of those that are left where the threads do
-  // not divide them. Whoever asks for the states of every step, or has ends and cuts within a batch, gets whole blocks.
-  struct Portion {
-    Range blocks, shared, sequences;
-  };
-  Portion portion() const {
-    const int64_t blocks = Blocks<T>::count(item_.H), left = blocks % me_.size(), B = schedule_.sequences;
-    const bool plain = !schedule_.order && !item_.reset.data && !item_.projected && !item_.h_all.data &&
-                       !item_.c_all.data && !item_.checkpoints;
-    if (left == 0 || !plain || B < kSharedRows * me_.size()) return {me_.blocks, {0, 0}, {0, 0}};
-    return {me_.part(blocks - left), {blocks - left, blocks}, me_.part(B)};
-  }
   // run(blocks, sequences)
   template <class Run>
   RNNFAST_FN void for_portion(Run&& run) const {
-    const Portion mine = portion();
-    run(mine.blocks, Range{0, schedule_.sequences});
-    if (mine.shared.begin < mine.shared.end) run(mine.shared, mine.sequences);
+    for_parts(portion_of(item_, me_), schedule_.sequences, run);
   }
 
   void load_cells() {
@@ -346,7 +353,7 @@ class ForwardItem {
     const int64_t row0 = offset(schedule_, begin);
     for (int64_t t = begin; t < end; ++t)
       input_rows(item_, t, {0, active(schedule_, t)}, rows + offset(schedule_, t) - row0);
-    const Portion mine = portion();
+    const Portion mine = portion_of(item_, me_);
     input_tiles(mine.blocks, {0, offset(schedule_, end) - row0}, row0);
     if (mine.shared.begin == mine.shared.end) return;
     for (int64_t t = begin; t < end; ++t) {

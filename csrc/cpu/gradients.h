@@ -3,8 +3,9 @@
 //   dW_ih = sum_r dgates_r x_r^T     dW_hh = sum_r dgates_r h'_r^T     db = sum_r dgates_r     dx_r = W_ih^T dgates_r
 //
 // Both are taken while the rows are in cache. The sums of an item (direction, slice of the batch) are its own; a thread
-// makes those of its own blocks, whose gate gradients it has just made. Within a product a sum starts from zero, so that the
-// error grows with the number of products and not with that of rows. In the end the slices are added in their order.
+// makes those of its own blocks, whose gate gradients it has just made, and its part of the units of a shared one. Within a
+// product a sum starts from zero, so that the error grows with the number of products and not with that of rows. In the end the
+// slices are added in their order.
 #pragma once
 
 #include "cpu/forward.h"
@@ -76,10 +77,10 @@ class WeightGradient {
   void add(const ChunkRows<T>& rows, int64_t done) {
     matrix(rows, false);
     matrix(rows, true);
-    for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block) {
-      if (sums_.b_ih) bias(rows, block);
+    for_blocks([&](int64_t block, Range units) {
+      if (sums_.b_ih && units.begin == 0) bias(rows, block);
       if (item_.projected) projection(rows, block, done);
-    }
+    });
     first_ = false;
   }
 
@@ -106,14 +107,27 @@ class WeightGradient {
 
   struct Product {
     bool recurrent;
-    int64_t block, kept, row, rows;  // `kept` and `row`: the first one among the slots and among the addresses
+    int64_t block;
+    Range units;              // of the block
+    int64_t kept, row, rows;  // `kept` and `row`: the first one among the slots and among the addresses
     bool add;
   };
   template <class Run>
   void for_products(const ChunkRows<T>& rows, bool recurrent, Run&& run) const {
-    for (int64_t block = me_.blocks.begin; block < me_.blocks.end; ++block)
+    for_blocks([&](int64_t block, Range units) {
       for (int64_t r = 0; r < rows.count(); r += kProductRows)
-        run({recurrent, block, rows.kept + r, r, least(kProductRows, rows.count() - r), !first_ || r > 0});
+        run({recurrent, block, units, rows.kept + r, r, least(kProductRows, rows.count() - r), !first_ || r > 0});
+    });
+  }
+
+  // run(block, units) for what is this thread's: whole blocks, and units of those whose rows the threads share.
+  template <class Run>
+  void for_blocks(Run&& run) const {
+    const Portion mine = portion_of(item_, me_);
+    for (int64_t block = mine.blocks.begin; block < mine.blocks.end; ++block)
+      run(block, Range{0, Blocks<T>::lanes(item_.H, block)});
+    for (int64_t block = mine.shared.begin; block < mine.shared.end; ++block)
+      if (const Range units = me_.part(Blocks<T>::lanes(item_.H, block)); units.begin < units.end) run(block, units);
   }
 
   void copy_panel(int64_t column, int64_t rows, int U, int64_t left) {
@@ -125,19 +139,20 @@ class WeightGradient {
 
   template <int U>
   void wide(const Product& p, int64_t column, int64_t width) {
-    const int64_t first = p.recurrent ? R * W : 0, next = p.block + 1 < me_.blocks.end ? p.block + 1 : me_.blocks.begin;
+    const int64_t first = (p.recurrent ? R * W : 0) + p.units.begin;
+    const int64_t next = p.block + 1 < me_.blocks.end ? p.block + 1 : me_.blocks.begin;
     const T* gates = slot_of<Cell>(item_, p.block, p.kept) + first;
     const T* ahead = slot_of<Cell>(item_, next, p.kept) + first;
     T* const sums = (p.recurrent ? sums_.w_hh : sums_.w_ih) + column;
     for (int g = 0; g < G; ++g)
       outer_units<T, U>({gates + g * W, ahead + g * W, S * W, scratch_.panel + p.row * U * W, p.rows,
                          sums + first_unit(p, g) * width, width, least(W, width - column - (U - 1) * W), p.add},
-                        Blocks<T>::lanes(item_.H, p.block));
+                        p.units.end - p.units.begin);
   }
 
-  // Row of the sums that belongs to the first unit of the block and the g-th gate in kernel order.
+  // Row of the sums that belongs to the first of the units and the g-th gate in kernel order.
   RNNFAST_FN int64_t first_unit(const Product& p, int g) const {
-    return (p.recurrent ? Cell::kRecurrentGate[g] : Cell::kInputGate[g]) * item_.H + p.block * W;
+    return (p.recurrent ? Cell::kRecurrentGate[g] : Cell::kInputGate[g]) * item_.H + p.block * W + p.units.begin;
   }
 
   void narrow(const Product& p, int64_t width) {
@@ -152,8 +167,8 @@ class WeightGradient {
             T* sums = (p.recurrent ? sums_.w_hh : sums_.w_ih) + first_unit(p, g) * width + column + m;
             T values[W];
             tile.acc[m][g].store(values);
-            for (int64_t lane = 0; lane < Blocks<T>::lanes(item_.H, p.block); ++lane)
-              sums[lane * width] = p.add ? values[lane] + sums[lane * width] : values[lane];
+            for (int64_t lane = p.units.begin; lane < p.units.end; ++lane, sums += width)
+              *sums = p.add ? values[lane] + *sums : values[lane];
           }
       });
     });
