@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -195,7 +196,9 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch, restore_sharing: None) -> Iterato
     monkeypatch.setattr(session, "Contender", InProcess)
     monkeypatch.setattr(session, "_BATCH_SECONDS", 1e-4)
     functional.stack.cache_clear()
+    gc.freeze()  # garbage is collected before each batch: of the batches, not of all that pytest has
     yield
+    gc.unfreeze()
     functional.stack.cache_clear()
     rnnfast.set_tf32(False)  # which the contender of that name has set
 

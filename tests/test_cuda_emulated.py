@@ -592,9 +592,11 @@ def test_lengths_on_the_device_are_clamped(cell: str) -> None:
 
 
 def test_many_steps() -> None:
-    """T beyond 65,535, where a grid's other dimensions end; the CPU engine, itself held against the reference, is the truth."""
+    """T beyond 65,535, where a grid's other dimensions end; the CPU engine, itself held against the reference, is the truth.
+    In float32, where the products over all steps are launches as they are in float64, but the steps are one.
+    """
     cell = "lstm"
-    case = case_of(cell, T=70_000, B=1, I=1, H=2, hx=False, return_states=False)
+    case = case_of(cell, T=70_000, B=1, I=1, H=2, dtype="float32", hx=False, return_states=False)
     arrays = make(case)
     options = {"training": True}
     output, state, ctx = functional.forward(cell, arrays.x, None, arrays.weights, **options)
@@ -604,7 +606,7 @@ def test_many_steps() -> None:
     expected, expected_state, ctx = functional.forward(cell, arrays.x, None, arrays.weights, **options)
     expected_grads = functional.backward(ctx, arrays.grad_output, arrays.grad_state)
     for found, wanted in ((output, expected), (state, expected_state), (grads, expected_grads)):
-        map_arrays_together(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, wanted)
+        map_arrays_together(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), found, wanted)
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------

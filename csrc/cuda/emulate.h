@@ -49,7 +49,8 @@ inline Emulation& emulation() {
 
 enum class Wait { kNone, kWarp, kBlock };  // at the end of the kernel, at a barrier
 
-// One thread of a block. Fibres are made once and serve all launches; _setjmp, unlike swapcontext, makes no system call.
+// One thread of a block, at `index` in it. Fibres are made once and serve all launches; _setjmp, unlike swapcontext, makes no
+// system call.
 class Fibre {
  public:
   Fibre() : stack_(new char[kStack]) {
@@ -58,9 +59,11 @@ class Fibre {
     makecontext(&start_, &Fibre::serve, 0);
   }
 
+  dim3 index;
+
   // Runs until the next barrier or the end of the kernel.
   Wait resume(const std::function<void()>& kernel) {
-    current() = this;
+    current() = this, threadIdx = index;
     if (wait_ == Wait::kNone) kernel_ = &kernel;
     enter();
     return wait_;
@@ -114,11 +117,11 @@ class Fibre {
 // fibre of the block's thread 0.
 inline unsigned run_warp(std::vector<std::unique_ptr<Fibre>>& fibres, unsigned first, unsigned begin, unsigned end,
                          const std::function<void()>& kernel) {
+  const bool backwards = emulation().backwards;
   for (;;) {
     unsigned count[3] = {};
     for (unsigned n = begin; n < end; ++n) {
-      const unsigned i = emulation().backwards ? begin + end - 1 - n : n;
-      threadIdx = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y);
+      const unsigned i = backwards ? begin + end - 1 - n : n;
       ++count[static_cast<int>(fibres[first + i]->resume(kernel))];
     }
     if (count[static_cast<int>(Wait::kWarp)] == 0) return count[static_cast<int>(Wait::kBlock)];
@@ -219,6 +222,8 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::func
   ++emulation().launches;
   const int64_t count = int64_t{grid.x} * grid.y * grid.z;
   while (fibres.size() < size_t{threads} * at_once) fibres.push_back(std::make_unique<Fibre>());
+  for (unsigned i = 0; i < threads * at_once; ++i)
+    fibres[i]->index = dim3(i % threads % block.x, i % threads / block.x % block.y, i % threads / block.x / block.y);
   try {
     for (int64_t n = 0; n < count; n += at_once) {
       std::vector<Block> blocks;

@@ -117,7 +117,7 @@ void launch_persistent(Kernel kernel, const PersistentPlan& plan, int gates, con
                               sizeof(Quad<A>) * plan.shared_quads(gates), stream, items, arguments...);
 }
 
-// The kernels of a plan, of which there are four: two shapes, for one or four sequences in a block.
+// The kernels of a plan, of which there are three: two shapes for one sequence in a block, one of them for four.
 template <PersistentShape kShape, int R, class Cell>
 void launch_forward(const PersistentPlan& plan, const Items<T>& items, const Cell& cell, int64_t begin, int64_t end,
                     Stream stream) {
@@ -133,21 +133,19 @@ void launch_backward(const PersistentPlan& plan, const Items<T>& items, const Ce
 }
 template <class Cell, class... Arguments>
 void persistent_forward(const PersistentPlan& plan, const Arguments&... arguments) {
-  if (plan.rows == 1)
-    plan.many_registers ? launch_forward<kManyRegisters, 1>(plan, arguments...)
-                        : launch_forward<kManyThreads, 1>(plan, arguments...);
+  if (plan.many_registers)
+    launch_forward<kManyRegisters, 1>(plan, arguments...);
   else
-    plan.many_registers ? launch_forward<kManyRegisters, 4>(plan, arguments...)
-                        : launch_forward<kManyThreads, 4>(plan, arguments...);
+    plan.rows == 1 ? launch_forward<kManyThreads, 1>(plan, arguments...)
+                   : launch_forward<kManyThreads, kMostRows>(plan, arguments...);
 }
 template <class Cell, class... Arguments>
 void persistent_backward(const PersistentPlan& plan, const Arguments&... arguments) {
-  if (plan.rows == 1)
-    plan.many_registers ? launch_backward<kManyRegisters, 1>(plan, arguments...)
-                        : launch_backward<kManyThreads, 1>(plan, arguments...);
+  if (plan.many_registers)
+    launch_backward<kManyRegisters, 1>(plan, arguments...);
   else
-    plan.many_registers ? launch_backward<kManyRegisters, 4>(plan, arguments...)
-                        : launch_backward<kManyThreads, 4>(plan, arguments...);
+    plan.rows == 1 ? launch_backward<kManyThreads, 1>(plan, arguments...)
+                   : launch_backward<kManyThreads, kMostRows>(plan, arguments...);
 }
 
 // What the persistent loops leave out: steps past a sequence's end.

@@ -8,6 +8,7 @@
 //   await_states(...)                  the number of the block's states that have them, of all units
 //   await_partials(...)                [source][row][unit], of this block's own units, to be read by load()
 //   finish()                           after all else, by all threads
+//   kThere                             can the architecture that is compiled for do it?
 #pragma once
 
 #include "cuda/grid_plan.h"
@@ -18,6 +19,8 @@ RNNFAST_BEGIN
 // The flags are zero at first, and so are the states.
 template <class V>
 struct GlobalExchange {
+  static constexpr bool kThere = true;
+
   V* values;  // states or partials
   uint32_t* flags;
 
@@ -89,6 +92,8 @@ struct GlobalExchange {
 // States are zero at first (GridBlock::prepare). What a part reads lies in its own shared memory, where all parts write it.
 template <class V>
 struct ClusterExchange {
+  static constexpr bool kThere = cuda_runtime::kHasClusters;
+
   template <class Block>
   __device__ void start(const Block& block) const {
     for (int group = block.thread; group < block.plan.groups; group += block.plan.threads)

@@ -159,6 +159,7 @@ __device__ void own_sums(const GridBlock<T, Tile>& block, float (&recurrent)[G])
 template <class T, class Cell, class Tile, class Exchange>
 __global__ void __launch_bounds__(kGridThreads, 1)
     grid_forward_kernel(Items<T> items, Cell cell, GridPlan plan, Exchange exchange, int64_t begin, int64_t end) {
+  if constexpr (!Exchange::kThere) return;
   constexpr int G = Cell::kGates;
   GridBlock<T, Tile> block(plan, items);
   const Item<T>& item = block.item;
@@ -242,6 +243,7 @@ __device__ float add_partials(const GridBlock<T, Tile>& block, const float* part
 template <class T, class Cell, class Tile, class Exchange>
 __global__ void __launch_bounds__(kGridThreads, 1)
     grid_backward_kernel(Items<T> items, Cell cell, GridPlan plan, Exchange exchange) {
+  if constexpr (!Exchange::kThere) return;
   constexpr int G = Cell::kGates;
   GridBlock<T, Tile> block(plan, items);
   const Item<T>& item = block.item;

@@ -179,8 +179,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   Quad<A>* const states = weights + plan.weight_quads(1);
   A* const state_values = &states[0].value[0];
   Quad<A> held[kHeld][1];
-  load_weights(held, weights, plan, place.slice, G * item.H, u < item.H,
-               [&](int, int64_t k) { return item.w_hh(item.recurrent_gate[k / item.H] * item.H + k % item.H, u); });
+  load_weights(held, weights, plan, place.slice, G * item.H, u < item.H, [&](int, int64_t k) {
+    int64_t row = item.recurrent_gate[0] * item.H + k;
+    RNNFAST_UNROLL_ALL
+    for (int g = 1; g < G; ++g)  // by comparisons: the code of a division would be there for each register
+      row = k >= g * item.H ? (item.recurrent_gate[g] - g) * item.H + k : row;
+    return item.w_hh(row, u);
+  });
   for (int i = threadIdx.x; i < 8 * R * plan.state_quads(); i += plan.threads) state_values[i] = 0;
   __syncthreads();
 

@@ -33,12 +33,13 @@ struct PersistentShape {
 constexpr PersistentShape kManyThreads{512}, kManyRegisters{384};
 
 // Quads of each gate that a thread holds in registers: as many as leave none to be spilled on sm_80 and sm_90a, and hardly
-// any elsewhere (.ci/check_spills.py).
+// any elsewhere (.ci/check_spills.py). Many registers are for one sequence in a block: layers so small that four find enough
+// slices fit many threads on every device.
 RNNFAST_PLAN int register_quads(PersistentShape shape, int gates, int rows) {
   const bool many = shape.max_threads == kManyRegisters.max_threads;
-  if (gates == 1) return rows == 1 ? (many ? 22 : 12) : (many ? 16 : 6);
-  if (gates <= 3) return rows == 1 ? (many ? 7 : 3) : (many ? 5 : 2);
-  return rows == 1 ? (many ? 4 : 3) : (many ? 4 : 1);
+  if (gates == 1) return rows > 1 ? 6 : many ? 22 : 12;
+  if (gates <= 3) return rows > 1 ? 2 : many ? 7 : 3;
+  return rows > 1 ? 1 : many ? 4 : 3;
 }
 
 struct PersistentPlan {
@@ -82,7 +83,7 @@ inline PersistentPlan plan_persistent(const DeviceLimits& device, int gates, int
       plan.rows = rows;
       plan.quads_held = register_quads(shape, gates, rows);
       plan.batch_slices = (batch + rows - 1) / rows;
-      plan.possible = (rows == 1 || (batch > device.multiprocessors && rows <= plan.slices)) &&
+      plan.possible = (rows == 1 || (batch > device.multiprocessors && rows <= plan.slices && !many_registers)) &&
                       int64_t{4} * element * plan.shared_quads(gates) <= device.shared_bytes;
       if (plan.possible) return plan;
     }

@@ -40,7 +40,7 @@ struct [[gnu::may_alias]] alignas(16) Words {
 #ifdef RNNFAST_EMULATE
 
 using Stream = void*;
-constexpr bool kEmulated = true;
+constexpr bool kEmulated = true, kHasClusters = true;
 
 template <class... P, class... A>
 void launch_shared(void (*kernel)(P...), int64_t blocks, dim3 block, size_t bytes, Stream, const A&... arguments) {
@@ -283,6 +283,11 @@ __device__ inline Words load_shared_by_blocks(const Words* p) {
 }
 
 // ---- within a cluster: nothing of it is there before sm_90 ----
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kHasClusters = false;
+#else
+constexpr bool kHasClusters = true;
+#endif
 struct ClusterBarrier {
   uint64_t state;  // an mbarrier
 };

@@ -51,6 +51,7 @@ void check_plan(const PersistentPlan& plan, const DeviceLimits& device, int gate
   CHECK(plan.rows <= plan.slices && plan.batch_slices * plan.rows >= batch);
   CHECK((plan.batch_slices - 1) * plan.rows < batch || batch == 0);
   CHECK(plan.quads_held == register_quads(shape, gates, plan.rows));
+  CHECK(plan.rows == 1 || !plan.many_registers);  // of which there is no kernel
   CHECK(plan.shared_quads(gates) * 4 * kFloat <= device.shared_bytes);
   check_ownership(plan, depth);
   if (units % 13 == 0) check_shared_memory(plan, gates);
