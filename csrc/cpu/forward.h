@@ -252,7 +252,8 @@ RNNFAST_FN void for_panels(Range range, int64_t rows, TileFunction&& tile) {
 }
 
 // What of all blocks and sequences is this thread's, forward and backward: whole blocks, and rows of those that are left where
-// the threads do not divide them. Whoever asks for the states of every step, or has ends and cuts within a batch, gets whole blocks.
+// the threads do not divide them. Whoever asks for the states of every step, or has ends and cuts within a batch, gets whole
+// blocks.
 struct Portion {
   Range blocks, shared, sequences;
 };
