@@ -106,4 +106,20 @@ struct Relu {
   }
 };
 
+// Either of them, known at run time: for engines in which one more branch costs less than kernels of its own.
+struct TanhOrRelu {
+  bool relu;
+
+  template <class V>
+  RNNFAST_FN V forward(V a) const {
+    return relu ? Relu::forward(a) : Tanh::forward(a);
+  }
+  template <class V>
+  RNNFAST_FN V backward(V y, V dy) const {
+    return relu ? Relu::backward(y, dy) : Tanh::backward(y, dy);
+  }
+};
+RNNFAST_FN TanhOrRelu either(Tanh) { return {false}; }
+RNNFAST_FN TanhOrRelu either(Relu) { return {true}; }
+
 RNNFAST_END

@@ -16,19 +16,22 @@ struct LeakyRnn {
 
   explicit LeakyRnn(const double* parameters)
       : alpha(scalar_t<V>(parameters[0])), keep(scalar_t<V>(1 - parameters[0])) {}
+  template <class G>
+  LeakyRnn(const LeakyRnn<V, G>& other, F nonlinearity) : alpha(other.alpha), keep(other.keep), f(nonlinearity) {}
 
   RNNFAST_FN void gates(V*, V, V&) const {}
   RNNFAST_FN V output(V* slot, V h_prev, V) const {
-    slot[0] = F::forward(slot[0]);
+    slot[0] = f.forward(slot[0]);
     return fma(keep, h_prev, alpha * slot[0]);
   }
 
   RNNFAST_FN void backward(V* slot, V, V, V, V dh, V&, V& dh_prev) const {
-    slot[0] = F::backward(slot[0], alpha * dh);
+    slot[0] = f.backward(slot[0], alpha * dh);
     dh_prev = keep * dh;
   }
 
   V alpha, keep;
+  F f;
 };
 
 template <class V>

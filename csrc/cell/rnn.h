@@ -12,14 +12,17 @@ struct Rnn {
   static constexpr bool kCellState = false, kReadsPreviousH = false;
 
   explicit Rnn(const double*) {}
+  explicit Rnn(F nonlinearity) : f(nonlinearity) {}
 
   RNNFAST_FN void gates(V*, V, V&) const {}
-  RNNFAST_FN V output(V* slot, V, V) const { return slot[0] = F::forward(slot[0]); }
+  RNNFAST_FN V output(V* slot, V, V) const { return slot[0] = f.forward(slot[0]); }
 
   RNNFAST_FN void backward(V* slot, V, V, V, V dh, V&, V& dh_prev) const {
-    slot[0] = F::backward(slot[0], dh);
+    slot[0] = f.backward(slot[0], dh);
     dh_prev = V(0);
   }
+
+  F f;
 };
 
 template <class V>
