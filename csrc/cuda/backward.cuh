@@ -178,27 +178,42 @@ __global__ void __launch_bounds__(kThreads) projection_adjoint_kernel(Items<T> i
 
 template <class T>
 struct
-    GateGradientRows {  // a row for each (t, b); columns: the gates that the input feeds, of one direction, then of the other
-  static constexpr bool kAlongK = true;
+    GateGradientRows {  // a row for each (t, b); along it the gates that the input feeds, of one direction, then of the other
+  using Raw = Arithmetic<T>;
+  static constexpr bool kAlongK = true, kOnes = false;
   Items<T> items;
 
-  RNNFAST_FN Arithmetic<T> operator()(int64_t row, int64_t k) const {
-    const int64_t width = items.item[0].gates * items.item[0].H;
-    const Item<T>& item = items.item[k >= width];
-    return item.gate_grads[row * item.slot_count * item.H + (k >= width ? k - width : k)];
+  struct TwoRuns {
+    const Raw* data;
+    int64_t width, jump;  // of the first, and what is added for the second
+    bool there;
+
+    RNNFAST_FN const Raw* at(int64_t i) const { return data + i + (i >= width ? jump : 0); }
+  };
+  RNNFAST_FN int64_t period() const { return 1; }
+  RNNFAST_FN TwoRuns run(int64_t row, int64_t) const {
+    const Item<T>& first = items.item[0];
+    const int64_t width = first.gates * first.H;
+    const int64_t jump = items.count > 1 ? items.item[1].gate_grads - first.gate_grads - width : 0;
+    return {first.gate_grads + row * first.slot_count * first.H, width, jump, true};
   }
 };
 
 template <class T>
-struct InputWeightRows {
-  static constexpr bool kAlongK = false;
+struct InputWeightRows {  // those of weight_ih in the same order
+  using Raw = T;
+  static constexpr bool kAlongK = false, kOnes = false;
   Items<T> items;
 
-  RNNFAST_FN Arithmetic<T> operator()(int64_t k, int64_t i) const {
-    const int64_t width = items.item[0].gates * items.item[0].H;
-    const Item<T>& item = items.item[k >= width];
-    const int64_t column = k >= width ? k - width : k;
-    return item.w_ih(item.input_gate[column / item.H] * item.H + column % item.H, i);
+  RNNFAST_FN int64_t period() const { return items.item[0].H; }
+  RNNFAST_FN Run<T> run(int64_t g, int64_t u) const {
+    const Item<T>& item = items.item[0];
+    const bool second = g >= item.gates;
+    const T* const data = second ? items.item[1].w_ih.data : item.w_ih.data;
+    const int64_t row_stride = second ? items.item[1].w_ih.row_stride : item.w_ih.row_stride;
+    const int64_t column_stride = second ? items.item[1].w_ih.column_stride : item.w_ih.column_stride;
+    const int64_t row = chosen_gate(item.input_gate, second ? g - item.gates : g) * item.H + u;
+    return {data + row * row_stride, column_stride, true};
   }
 };
 
@@ -219,40 +234,38 @@ struct SequenceRows {
 
 template <class A>
 struct TimeColumns {  // of [T * B, stride], from a first column on
-  static constexpr bool kAlongK = false;
+  using Raw = A;
+  static constexpr bool kAlongK = false, kOnes = false;
   const A* data;
   int64_t stride;
 
-  RNNFAST_FN A operator()(int64_t column, int64_t k) const { return data[k * stride + column]; }
+  RNNFAST_FN int64_t period() const { return 1; }
+  RNNFAST_FN Run<A> run(int64_t k, int64_t) const { return {data + k * stride, 1, true}; }
 };
 
 template <class T>
 struct InputColumns {  // x, then ones
-  static constexpr bool kAlongK = false;
+  using Raw = T;
+  static constexpr bool kAlongK = false, kOnes = true;
   InputRows<T> x;
 
-  RNNFAST_FN Arithmetic<T> operator()(int64_t k, int64_t i) const { return i < x.item.I ? x(k, i) : Arithmetic<T>(1); }
+  RNNFAST_FN int64_t width() const { return x.item.I; }
+  RNNFAST_FN int64_t period() const { return x.period(); }
+  RNNFAST_FN Run<T> run(int64_t t, int64_t b) const { return x.run(t, b); }
 };
 
 template <class T>
 struct PreviousColumns {  // h before each step, then ones
-  static constexpr bool kAlongK = false;
+  using Raw = T;
+  static constexpr bool kAlongK = false, kOnes = true;
   Item<T> item;
 
-  RNNFAST_FN Arithmetic<T> operator()(int64_t k, int64_t p) const {
-    const int64_t t = k / item.batch, b = k % item.batch;
-    if (p >= item.P) return 1;
-    return t < length(item, b) ? read_unit(previous_h(item, t, b), p) : Arithmetic<T>(0);
+  RNNFAST_FN int64_t width() const { return item.P; }
+  RNNFAST_FN int64_t period() const { return item.batch; }
+  RNNFAST_FN Run<T> run(int64_t t, int64_t b) const {
+    const T* const h = t < length(item, b) ? previous_h(item, t, b) : nullptr;
+    return {h ? h : at(item.out, t, b), 1, h != nullptr};
   }
-};
-
-template <class A>
-struct RawColumns {  // h before the projection
-  static constexpr bool kAlongK = false;
-  const A* data;
-  int64_t stride;
-
-  RNNFAST_FN A operator()(int64_t k, int64_t u) const { return data[k * stride + u]; }
 };
 
 template <class A>

@@ -353,7 +353,7 @@ void for_each_weight(const Item<T>& item, const LayerWeights& target, const Weig
   product(rows, item.P + ones, TimeColumns<A>{item.gate_grads + item.recurrent * item.H, stride},
           PreviousColumns<T>{item}, sums.recurrent, recurrent);
   if (item.projected)
-    product(item.P, item.H, TimeColumns<A>{item.grad_raw, item.P}, RawColumns<A>{item.raw, item.H}, sums.projection,
+    product(item.P, item.H, TimeColumns<A>{item.grad_raw, item.P}, TimeColumns<A>{item.raw, item.H}, sums.projection,
             WeightTarget<T>{pointer(target.w_hr), nullptr, item.H, item.P, {}});
 }
 
