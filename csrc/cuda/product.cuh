@@ -377,17 +377,22 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// `tf32`: on tensor cores, which is for float32 sums.
-template <class A, class Left, class Right, class Target>
+// Products of arrays of T. Those of 16 bits are on tensor cores, always: x, h and weights are TF32 numbers as they are, and
+// rounding takes at most 2^-11 of a gate gradient, as much as storing it in float16 would. Those of float32 are where they
+// are to be TF32.
+template <class T, class Left, class Right, class Target>
 void launch_product(ProductSize size, bool tf32, const Left& left, const Right& right, const Target& target,
                     cuda_runtime::Stream stream) {
   const int64_t blocks = size.tiles() * size.parts;
   const dim3 threads(kTile, kTile);
-  if constexpr (sizeof(A) == sizeof(float))
-    if (tf32)
-      return cuda_runtime::launch(tensor_product_kernel<Left, Right, Target>, blocks, threads, stream, size, left,
-                                  right, target);
-  cuda_runtime::launch(product_kernel<A, Left, Right, Target>, blocks, threads, stream, size, left, right, target);
+  const auto launch = [&](auto kernel) {
+    cuda_runtime::launch(kernel, blocks, threads, stream, size, left, right, target);
+  };
+  if constexpr (sizeof(T) < sizeof(float))
+    return launch(tensor_product_kernel<Left, Right, Target>);
+  else if constexpr (sizeof(T) == sizeof(float))
+    if (tf32) return launch(tensor_product_kernel<Left, Right, Target>);
+  if constexpr (sizeof(T) >= sizeof(float)) launch(product_kernel<T, Left, Right, Target>);
 }
 
 // A step's tile: which 16 sequences and 16 units, of which direction, this block has.
