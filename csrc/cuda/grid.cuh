@@ -146,12 +146,14 @@ __device__ void grid_product(const typename Tile::Weights (&held)[Tile::kShape.h
 template <int G, class Tile, class T>
 __device__ void own_sums(const GridBlock<T, Tile>& block, float (&recurrent)[G]) {
   const int outputs = block.plan.outputs(), stride = Tile::kShape.rows * outputs;
+  const float* sums = block.sums() + block.row * outputs + block.local_unit;
   RNNFAST_UNROLL_ALL
-  for (int g = 0; g < G; ++g) {
-    const float* const first = block.sums() + block.row * outputs + g * block.plan.units + block.local_unit;
-    recurrent[g] = first[0];
-    RNNFAST_UNROLL_NONE
-    for (int w = 1; w < block.plan.depth_warps; ++w) recurrent[g] = recurrent[g] + first[w * stride];
+  for (int g = 0; g < G; ++g) recurrent[g] = sums[g * block.plan.units];
+  RNNFAST_UNROLL_NONE
+  for (int w = 1; w < block.plan.depth_warps; ++w) {
+    sums += stride;
+    RNNFAST_UNROLL_ALL
+    for (int g = 0; g < G; ++g) recurrent[g] = recurrent[g] + sums[g * block.plan.units];
   }
 }
 
@@ -226,10 +228,18 @@ __device__ float add_partials(const GridBlock<T, Tile>& block, const float* part
   const GridPlan& plan = block.plan;
   const int pairs = plan.pairs(), adders = plan.threads / pairs, adder = block.thread / pairs;
   const float* const mine = partials + block.thread % pairs;
+  constexpr int kAtOnce = 8;  // loads that are on their way together
   float sum = 0;
-  RNNFAST_UNROLL_SOME
-  for (int source = adder; source < plan.parts && adder < adders; source += adders) {
-    sum = sum + Exchange::load(mine + source * pairs);
+  RNNFAST_UNROLL_NONE
+  for (int first = adder; first < plan.parts && adder < adders; first += kAtOnce * adders) {
+    float part[kAtOnce];
+    RNNFAST_UNROLL_ALL
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int source = first + i * adders;
+      part[i] = source < plan.parts ? Exchange::load(mine + source * pairs) : 0.0f;
+    }
+    RNNFAST_UNROLL_ALL
+    for (int i = 0; i < kAtOnce; ++i) sum = sum + part[i];  // a zero more changes no bit: no sum from zero on is -0
   }
   block.sums()[block.thread] = sum;
   __syncthreads();
