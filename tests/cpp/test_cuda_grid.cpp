@@ -162,6 +162,19 @@ void check_partials(const GridPlan& plan, int64_t H) {
       }
 }
 
+// The quotient without a division, for every number of units that a part may have and every unit of so many parts.
+void check_owners() {
+  GridPlan plan;
+  for (plan.units = grid_plan::kUnitStep; plan.units * kFmaRows <= kGridThreads; plan.units += grid_plan::kUnitStep) {
+    plan.unit_factor = grid_plan::unit_factor(plan.units);
+    set_case("units " + std::to_string(plan.units));
+    bool right = true;
+    for (int unit = 0; unit < (kMostParts - 1) * plan.units; ++unit)
+      right = right && plan.owner(unit) == unit / plan.units && plan.unit_of_owner(unit) == unit % plan.units;
+    CHECK(right);
+  }
+}
+
 // Every sequence in one group of one slice; a first group has longer ones than a second, of whichever slice, once sorted.
 void check_sequences(const GridPlan& plan, int64_t batch) {
   std::set<int64_t> places;
@@ -266,6 +279,7 @@ void run() {
   check_manual();
   check_fragments();
   check_tf32_fragments();
+  check_owners();
   CHECK(check_device(kH200, Unit::kFma, 4) >= 1024);  // LSTM
   CHECK(check_device(kH200, Unit::kFma, 3) >= 1024);  // GRU
   CHECK(check_device(kH200, Unit::kFma, 1) >= 2048);  // RNN
