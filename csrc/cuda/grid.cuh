@@ -59,6 +59,23 @@ struct GridBlock {
   }
 };
 
+// Where a weight lies: a place that can be read even if it is not `inside`, and then zero.
+template <class T>
+struct WeightPlace {
+  const T* data;
+  bool inside;
+};
+
+// Of unit number `place` of the block's, slot by slot, which starts at hidden unit first_unit: its row of weight_hh, `column`.
+template <class T, class Tile>
+__device__ WeightPlace<T> recurrent_weight(const GridBlock<T, Tile>& block, int first_unit, int place, int column) {
+  const Item<T>& item = block.item;
+  const int g = block.plan.owner(place), unit = first_unit + block.plan.unit_of_owner(place);
+  const bool inside = unit < item.H;
+  const int64_t row = chosen_gate(item.recurrent_gate, g) * item.H + (inside ? unit : 0);
+  return {item.w_hh.data + row * item.w_hh.row_stride + column * item.w_hh.column_stride, inside};
+}
+
 // A thread's weights of the tile at which a walk is, to target[quad * threads], from weight(output, depth), which is asked for
 // places inside the matrix only.
 template <class Tile, class T, class Load>
@@ -69,16 +86,18 @@ __device__ void copy_tile(cuda_runtime::Words* target, const GridBlock<T, Tile>&
   const int first_output = walk.output_tile * Tile::kShape.outputs, first_depth = walk.depth_tile * Tile::kShape.depth;
   RNNFAST_UNROLL_NONE
   for (int q = 0; q < Tile::kShape.quads; ++q) {
-    float values[kValues];  // that are on their way together
+    T values[kValues];  // that are on their way together: no load has a branch of its own
+    bool inside[kValues];
     RNNFAST_UNROLL_ALL
     for (int i = 0; i < kValues; ++i) {
       const OutputDepth place = Tile::weight(block.lane, q * kValues + i);
       const int o = first_output + place.output, k = first_depth + place.depth;
-      values[i] = o < outputs && k < depth ? weight(o, k) : 0.0f;
+      const WeightPlace<T> found = weight(o < outputs ? o : outputs - 1, k < depth ? k : depth - 1);
+      values[i] = *found.data, inside[i] = found.inside && o < outputs && k < depth;
     }
     Element* const quad = reinterpret_cast<Element*>(target + q * block.plan.threads);
     RNNFAST_UNROLL_ALL
-    for (int i = 0; i < kValues; ++i) quad[i] = Tile::element(values[i]);
+    for (int i = 0; i < kValues; ++i) quad[i] = Tile::element(inside[i] ? read(values[i]) : 0.0f);
   }
 }
 
@@ -167,12 +186,8 @@ __global__ void __launch_bounds__(kGridThreads, 1)
   const Item<T>& item = block.item;
   const int u = block.unit, first_unit = u - block.local_unit;
   typename Tile::Weights held[Tile::kShape.held];
-  load_tiles<Tile>(held, block, G * plan.units, static_cast<int>(item.H), [&](int output, int k) {
-    const int g = output / plan.units, unit = first_unit + output % plan.units;
-    int row_block = 0;
-    for (int i = 0; i < G; ++i) row_block = i == g ? item.recurrent_gate[i] : row_block;  // no local memory
-    return unit < item.H ? item.w_hh(row_block * item.H + unit, k) : 0.0f;
-  });
+  load_tiles<Tile>(held, block, G * plan.units, static_cast<int>(item.H),
+                   [&](int output, int k) { return recurrent_weight(block, first_unit, output, k); });
   block.prepare();
   exchange.start(block);
 
@@ -259,12 +274,8 @@ __global__ void __launch_bounds__(kGridThreads, 1)
   const Item<T>& item = block.item;
   const int u = block.unit, first_unit = u - block.local_unit;
   typename Tile::Weights held[Tile::kShape.held];
-  load_tiles<Tile>(held, block, static_cast<int>(item.H), G * plan.units, [&](int output, int k) {
-    const int g = k / plan.units, unit = first_unit + k % plan.units;
-    int row_block = 0;
-    for (int i = 0; i < G; ++i) row_block = i == g ? item.recurrent_gate[i] : row_block;
-    return unit < item.H ? item.w_hh(row_block * item.H + unit, output) : 0.0f;
-  });
+  load_tiles<Tile>(held, block, static_cast<int>(item.H), G * plan.units,
+                   [&](int output, int k) { return recurrent_weight(block, first_unit, k, output); });
   block.prepare();
   exchange.start(block);
 
