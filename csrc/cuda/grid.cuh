@@ -143,20 +143,41 @@ __device__ void grid_product(const typename Tile::Weights (&held)[Tile::kShape.h
   TileWalk walk(plan, block.warp);
   typename Tile::Sums sums;
   Tile::clear(sums);
-  const auto multiply = [&](const typename Tile::Weights& weights) {
+  const auto fetch = [&] {
+    return Tile::fetch(block.states(states) + walk.depth_tile * Tile::kShape.depth, plan.state_row(), block.lane);
+  };
+  typename Tile::States ahead;
+  if constexpr (Tile::kFetchesAhead) ahead = fetch();
+  const auto multiply = [&]<int kChain>(const typename Tile::Weights& weights) {
     if (walk.output_tile >= plan.output_tiles) return;  // the same for all threads of the warp
-    Tile::add(sums, weights, block.states(states) + walk.depth_tile * Tile::kShape.depth, plan.state_row(), block.lane);
     const int first_output = walk.output_tile * Tile::kShape.outputs;
-    if (!walk.next()) return;
+    bool ends;
+    if constexpr (Tile::kFetchesAhead) {
+      const typename Tile::States now = ahead;
+      ends = walk.next();
+      ahead = fetch();  // of the next tile, before this one is multiplied; behind the last one too there are states
+      Tile::template add<kChain>(sums, weights, now);
+    } else {
+      Tile::template add<kChain>(sums, weights, fetch());
+      ends = walk.next();
+    }
+    if (!ends) return;
     Tile::finish(sums, block.lane, [&](int o, int r, float sum) { store(first_output + o, r, sum); });
     Tile::clear(sums);
   };
+  static_assert(Tile::kShape.held % 2 == 0);
   RNNFAST_UNROLL_ALL
-  for (int j = 0; j < Tile::kShape.held; ++j)
-    if (j < plan.tiles) multiply(held[j]);
-  for (int j = Tile::kShape.held; j < plan.tiles; ++j)
-    multiply(
-        read_tile<Tile>(block.weights() + plan.weight_index(j - Tile::kShape.held, 0, block.thread), plan.threads));
+  for (int j = 0; j < Tile::kShape.held; j += 2) {
+    if (j < plan.tiles) multiply.template operator()<0>(held[j]);
+    if (j + 1 < plan.tiles) multiply.template operator()<1>(held[j + 1]);
+  }
+  const auto read = [&](int j) {
+    return read_tile<Tile>(block.weights() + plan.weight_index(j - Tile::kShape.held, 0, block.thread), plan.threads);
+  };
+  for (int j = Tile::kShape.held; j < plan.tiles; j += 2) {
+    multiply.template operator()<0>(read(j));
+    if (j + 1 < plan.tiles) multiply.template operator()<1>(read(j + 1));
+  }
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
