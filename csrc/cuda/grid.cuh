@@ -41,10 +41,14 @@ struct GridBlock {
 
   __device__ int32_t* sequences() const { return shared<int32_t>(plan.sequence_offset()); }  // [group][row]; -1: none
 
+  __device__ int32_t* lengths() const { return shared<int32_t>(plan.length_offset()); }  // likewise; of none: 0
+
   // Of this thread's row; -1: there is none, or it is not this thread's.
   __device__ int sequence(int group) const {
     return thread < plan.pairs() && unit < item.H ? sequences()[group * plan.tile.rows + row] : -1;
   }
+
+  __device__ int length(int group) const { return lengths()[group * plan.tile.rows + row]; }  // of a row that is there
 
   // Zeros in the states, and the ranges. The exchange's start() comes before their first use.
   __device__ void prepare() {
@@ -54,7 +58,9 @@ struct GridBlock {
       ranges()[g] = steps_of_block(item, place.first_sequence(plan, g), plan.tile.rows);
     for (int i = thread; i < plan.groups * plan.tile.rows; i += plan.threads) {
       const int64_t number = place.first_sequence(plan, i / plan.tile.rows) + i % plan.tile.rows;
-      sequences()[i] = number < item.batch ? static_cast<int32_t>(sequence_at(item, number)) : -1;
+      const int64_t sequence = number < item.batch ? sequence_at(item, number) : -1;
+      sequences()[i] = static_cast<int32_t>(sequence);
+      lengths()[i] = sequence < 0 ? 0 : static_cast<int32_t>(rnnfast::RNNFAST_ISA::length(item, sequence));
     }
   }
 };
@@ -236,7 +242,7 @@ __global__ void __launch_bounds__(kGridThreads, 1)
       if (n < first_step(group) || n >= end_step(group)) continue;  // the same for all parts
       const int t = static_cast<int>(step_number(item, n));
       const int b = block.sequence(group);
-      const bool active = b >= 0 && t < length(item, b);
+      const bool active = b >= 0 && t < block.length(group);
       const Ahead<Cell, float> ahead = active ? look_ahead<Cell>(item, t, b, u) : Ahead<Cell, float>{};
       const int states = exchange.await_states(block, group, epoch_of(group, n));
       float* const sums = block.sums() + block.warp % plan.depth_warps * Tile::kShape.rows * plan.outputs();
@@ -306,13 +312,14 @@ __global__ void __launch_bounds__(kGridThreads, 1)
       if (n < range.begin - 1 || n >= range.end) continue;
       const uint32_t epoch = static_cast<uint32_t>(range.end - 1 - n);
       const bool owner = block.sequence(group) >= 0;
-      const Moment m = moment(item, n, owner ? block.sequence(group) : 0);
-      if (owner) prefetch_adjoint<Cell>(item, m, u);
+      const Moment m = moment(item, n, owner ? block.sequence(group) : 0, owner ? block.length(group) : 0);
+      const Kept<Cell, float> kept = read_kept<Cell>(item, m, u);
+      const float above = grad_out(item, m, u);
       float product = 0;
       if (epoch > 0) product = add_partials<Exchange>(block, exchange.await_partials(block, group, epoch));
       if (owner) {
         float slot[Cell::kSlots];
-        run_adjoint(item, cell, m, u, grad_h(item, m, u, product), slot);
+        run_adjoint(item, cell, m, u, kept, grad_h(item, m, u, product, above), slot);
         RNNFAST_UNROLL_ALL
         for (int g = 0; g < G; ++g)
           block.states()[block.row * plan.state_row() + g * plan.units + block.local_unit] =

@@ -69,7 +69,7 @@ struct GridPlan {
   RNNFAST_PLAN int pairs() const { return units * tile.rows; }  // (row, unit): a thread owns one, or none
 
   // Shared memory: weights beyond the registers', states of a group (in a cluster of all, twice), sums,
-  // of each group its steps and sequences; in a cluster partials and barriers.
+  // of each group its steps, sequences and their lengths; in a cluster partials and barriers.
   RNNFAST_PLAN int weight_quads() const { return tiles > tile.held ? (tiles - tile.held) * tile.quads * threads : 0; }
   RNNFAST_PLAN int weight_index(int number, int quad, int thread) const {  // number: of a tile in shared memory
     return (number * tile.quads + quad) * threads + thread;
@@ -79,8 +79,9 @@ struct GridPlan {
   RNNFAST_PLAN int sum_offset() const { return state_offset(kept_states); }
   RNNFAST_PLAN int range_offset() const { return sum_offset() + sum_bytes; }
   RNNFAST_PLAN int sequence_offset() const { return range_offset() + 16 * groups; }
+  RNNFAST_PLAN int length_offset() const { return sequence_offset() + 4 * groups * tile.rows; }
   RNNFAST_PLAN int partial_offset(int number = 0) const {  // a part's own, [source][row][unit]
-    return sequence_offset() + 4 * groups * tile.rows + number * 4 * parts * pairs();
+    return length_offset() + 4 * groups * tile.rows + number * 4 * parts * pairs();
   }
   RNNFAST_PLAN int barrier_offset() const { return partial_offset(kept_partials); }
   RNNFAST_PLAN int64_t shared_bytes() const {

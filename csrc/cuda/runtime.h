@@ -18,12 +18,10 @@
 #endif
 
 #ifdef __CUDACC__
-#define RNNFAST_UNROLL_ALL _Pragma("unroll")     // so that what is indexed stays in registers
-#define RNNFAST_UNROLL_SOME _Pragma("unroll 4")  // so that some loads are on their way together
+#define RNNFAST_UNROLL_ALL _Pragma("unroll")  // so that what is indexed stays in registers
 #define RNNFAST_UNROLL_NONE _Pragma("unroll 1")
 #else
 #define RNNFAST_UNROLL_ALL
-#define RNNFAST_UNROLL_SOME
 #define RNNFAST_UNROLL_NONE
 #endif
 

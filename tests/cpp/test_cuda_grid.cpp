@@ -123,7 +123,8 @@ void check_shared_memory(const GridPlan& plan) {
   CHECK(last < 0 || plan.weight_index(last, plan.tile.quads - 1, plan.threads - 1) + 1 == plan.weight_quads());
   CHECK(plan.sum_offset() == plan.state_offset() + plan.kept_states * plan.state_bytes());
   CHECK(plan.sequence_offset() == plan.range_offset() + 16 * plan.groups);
-  CHECK(plan.partial_offset() == plan.sequence_offset() + 4 * plan.groups * plan.tile.rows);
+  CHECK(plan.length_offset() == plan.sequence_offset() + 4 * plan.groups * plan.tile.rows);
+  CHECK(plan.partial_offset() == plan.length_offset() + 4 * plan.groups * plan.tile.rows);
   CHECK(plan.partial_offset(1) - plan.partial_offset() == 4 * plan.parts * plan.pairs());
   CHECK(plan.barrier_offset() % 8 == 0);
   CHECK(plan.barrier_offset() + (plan.cluster ? 8 * plan.groups : 0) <= plan.shared_bytes());
