@@ -93,7 +93,8 @@ RNNFAST_FN A grad_h(const Item<T>& item, const Moment& m, int64_t u, A product, 
   return m.active ? dh : A(0);
 }
 
-// What the forward pass has kept of unit u for its adjoint. To be asked for before the product, which hides the memory's latency.
+// What the forward pass has kept of unit u for its adjoint. To be asked for before the product, which hides the memory's
+// latency.
 template <class Cell, class A>
 struct Kept {
   A slot[Cell::kSlots] = {}, h_prev = 0, c_prev = 0, c = 0;

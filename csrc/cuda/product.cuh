@@ -1,5 +1,5 @@
-// Matrix products through shared memory by blocks of 16 x 16 threads: those of one step, and those over all steps. Every sum has
-// one order, whatever the shape of the rest.
+// Matrix products through shared memory by blocks of 16 x 16 threads: those of one step, and those over all steps. Every sum
+// has one order, whatever the shape of the rest.
 #pragma once
 
 #include <type_traits>

@@ -5,7 +5,7 @@
 //   weight(lane, i)               where element i of the thread's weights lies within the tile
 //   kFetchesAhead                 is there room for the states of the next tile?
 //   fetch(states, stride, lane)   the thread's share of states that lie at the tile's first depth, rows `stride` elements apart
-//   add<n>(sums, weights, states) from what was fetched; n, 0 or 1 in turn: the products of two tiles do not wait for each other
+//   add<n>(sums, weights, states) from what was fetched; n is 0 or 1 in turn: two tiles do not wait for each other
 //   finish(sums, store)           store(output, row, sum), each pair by one thread of the warp
 #pragma once
 
