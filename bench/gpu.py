@@ -5,8 +5,9 @@
     python bench/gpu.py table FILE...
 
 FILE grows: records that are there stay unless their row is measured again, each with its own date and commit. Rows that it
-lacks come first, one of each region of cuDNN in turn, then those that were measured longest ago. The time that is spent
-is looked at between rows.
+lacks come first, one of each region of cuDNN in turn, then those that were measured longest ago, and at last those that
+failed: a row is noted as such before it runs, so that one that hangs is known to the next run. The time that is spent is
+looked at between rows.
 """
 
 from __future__ import annotations
@@ -47,20 +48,35 @@ class Growing:
         self.path, self.key = path, key
         self.new: list[records.Record] = []
         self.earlier = records.read_json(path)[0] if path.exists() else []
+        self.failed = {records.row_key(r): r for r in (records.read_failed(path) if path.exists() else [])}
         here = next((name for name, _ in machine.gpus()), None)
         if any(record["device"] == "cuda" and record.get("gpu") != here for record in self.earlier):
             aside = path.replace(path.with_suffix(".other.json"))
             print(f"the earlier records are another GPU's: set aside as {aside.name}")
-            self.earlier = []
+            self.earlier, self.failed = [], {}
 
-    def add(self, found: Sequence[records.Record], provenance: dict[str, Any]) -> None:
+    def begin(self, row: Row, provenance: dict[str, Any]) -> None:
+        """The row has failed until `add` says otherwise."""
+        self.add([], provenance, row, "it did not come to an end")
+
+    def add(self, found: Sequence[records.Record], provenance: dict[str, Any], row: Row, why: str) -> None:
+        """What was measured of a row, and what went wrong: nothing, if `why` is empty."""
         self.new += found
-        records.write_json(self.path, records.merge(self.earlier, self.new, provenance, self.key), provenance)
+        self.failed.pop(records.key_of(row), None)
+        if why:
+            self.failed[records.key_of(row)] = records.failure(row, why, provenance["date"])
+        merged = records.merge(self.earlier, self.new, provenance, self.key)
+        records.write_json(self.path, merged, provenance, list(self.failed.values()))
 
     def in_order(self, rows: Sequence[Row]) -> list[Row]:
-        """Those never measured before the oldest."""
+        """Those never measured before the oldest; those that failed last."""
         dates = {records.row_key(record): record["date"] for record in self.earlier}
-        return sorted(rows, key=lambda row: dates.get(records.key_of(row), ""))
+
+        def place(row: Row) -> tuple[bool, str]:
+            key = records.key_of(row)
+            return (True, self.failed[key]["date"]) if key in self.failed else (False, dates.get(key, ""))
+
+        return sorted(rows, key=place)
 
 
 def spread(rows: Sequence[Row]) -> list[Row]:
@@ -79,8 +95,10 @@ def run_rows(rows: Sequence[Row], session: Session, end: float, growing: Growing
         if time.monotonic() > end:
             print(f"the time is spent: {len(rows) - number} of {len(rows)} rows wait for another run", flush=True)
             break
+        growing.begin(row, provenance)
         outcome = session.run(row)
-        growing.add([{**record, **extra} for record in outcome.records], provenance)
+        why = "; ".join(f"{name}: {reason}" for name, reason in outcome.failures.items())
+        growing.add([{**record, **extra} for record in outcome.records], provenance, row, why)
         times = ", ".join(f"{r['library']} {report.seconds_text(r['median_s'])}" for r in outcome.records)
         print(f"{row.name} {row.mode} {row.dtype}: {times}", flush=True)
         for name, why in outcome.failures.items():

@@ -31,7 +31,7 @@ commit() {
   printf %s "$head"
 }
 RNNFAST_COMMIT=${RNNFAST_COMMIT:-$(commit)}
-export RNNFAST_COMMIT
+export RNNFAST_COMMIT RNNFAST_BENCH_TIMEOUT=${RNNFAST_BENCH_TIMEOUT:-45}  # a kernel that hangs costs a row, not the phase
 
 left() { echo $((LIMIT - SECONDS)); }
 least() { echo $(($1 < $2 ? $1 : $2)); }
@@ -73,16 +73,17 @@ build() {
 }
 
 tests() {
-  local spread=()
-  ! "$PYTHON" -c 'import xdist' 2>/dev/null || spread=(-n "$(least 8 "$(nproc)")")
-  OMP_NUM_THREADS=2 "$PYTHON" -m pytest tests/test_cuda_device.py -p no:cacheprovider -rs --maxfail=40 --tb=short \
-    --durations=10 --junitxml="$WORK/tests.xml" "${spread[@]}"
+  local more=(-vv -o faulthandler_timeout=40)  # of a test that hangs, the name and where it is
+  ! "$PYTHON" -c 'import pytest_timeout' 2>/dev/null || more+=(--timeout=60 --timeout-method=thread)
+  ! "$PYTHON" -c 'import xdist' 2>/dev/null || more+=(-n "$(least 8 "$(nproc)")")
+  OMP_NUM_THREADS=2 TORCHINDUCTOR_COMPILE_THREADS=1 "$PYTHON" -m pytest tests/test_cuda_device.py -p no:cacheprovider -rs \
+    --maxfail=40 --tb=short --durations=10 --junitxml="$WORK/tests.xml" "${more[@]}"
   ! grep -q '<skipped' "$WORK/tests.xml" || { echo "tests were skipped: there is no device for them"; return 1; }
 }
 
 # Small shapes, each array in memory of its own: the caches of PyTorch would hide what lies beyond an array's end.
 sanitizer() {
-  local tool check quiet=(--report-api-errors no)  # libraries ask for what may fail
+  local tool check failed=0 quiet=(--report-api-errors no)  # libraries ask for what may fail
   tool=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
   [[ -x $tool ]] || { echo "there is no compute-sanitizer"; return 77; }
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
@@ -90,9 +91,10 @@ sanitizer() {
     { echo "compute-sanitizer does not work here"; return 77; }
   for check in memcheck racecheck; do
     echo "-------- $check"
-    "$tool" --tool "$check" "${quiet[@]}" --error-exitcode 9 "$PYTHON" -m pytest tests/test_cuda_device.py -p no:cacheprovider -k test_small
+    "$tool" --tool "$check" "${quiet[@]}" --error-exitcode 9 "$PYTHON" -m pytest tests/test_cuda_device.py -p no:cacheprovider -k test_small || failed=1
     quiet=()
   done
+  return $failed
 }
 
 rows() { "$PYTHON" bench/gpu.py rows --json "$OUT/gpu.json" --seconds "$@"; }

@@ -23,6 +23,7 @@ from rnnfast import _device, functional
 from rnnfast._device import extension
 from rnnfast.bench import gpu, records, session, suites
 from rnnfast.bench.clock import EventClock, HostClock
+from rnnfast.bench.contender import Contender, ContenderError
 from rnnfast.bench.rivals import Setup
 from rnnfast.bench.rows import Row
 from rnnfast.bench.worker import Worker, time_batch
@@ -264,6 +265,34 @@ def test_the_script_adds_runs_up(stand_ins: None, monkeypatch: pytest.MonkeyPatc
     shown = capsys.readouterr().out
     assert "small H" in shown
     assert "times faster than cuDNN" in shown
+
+
+def test_rows_that_fail_come_last_in_the_next_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also one within which the whole run ended; who comes to an end is no longer among them."""
+    path, script = tmp_path / "gpu.json", load_script()
+    new, hangs, measured, wrong = (SMALL.with_(H=H) for H in (1, 2, 3, 4))
+    monkeypatch.setattr(script.machine, "gpus", lambda: [("a GPU", "1")])
+    growing = script.Growing(path)
+    for row, why in ((measured, ""), (wrong, "rnnfast: wrong result")):
+        growing.begin(row, HERE)
+        growing.add([record(row, "torch", 1.0)], HERE, row, why)
+    growing.begin(hangs, HERE | {"date": "2026-01-03"})
+    again = script.Growing(path)
+    assert again.in_order([hangs, wrong, measured, new]) == [new, measured, wrong, hangs]
+    assert [r["why"] for r in records.read_failed(path)] == ["rnnfast: wrong result", "it did not come to an end"]
+    again.begin(hangs, HERE)
+    again.add([record(hangs, "torch", 1.0)], HERE, hangs, "")
+    assert [r["H"] for r in records.read_failed(path)] == [4]
+    assert {r["H"] for r in records.read_json(path)[0]} == {2, 3, 4}
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="needs SIGSTOP")
+def test_a_contender_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RNNFAST_BENCH_TIMEOUT", "0.5")
+    rival = tmp_path / "hangs.py"
+    rival.write_text("import time\ntime.sleep(60)\n")
+    with Contender(str(rival), 1) as contender, pytest.raises(ContenderError, match=r"no answer to 'open' in 0\.5 s"):
+        contender.open()
 
 
 STUB = """#!/bin/sh

@@ -99,6 +99,7 @@ def test_sizes_of_persistent_kernels(cell: str, sizes: dict[str, Any], tensors: 
     check_on(tensors, case_of(cell, **sizes, bidirectional=True, dtype="float32", hx=True))
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
 @pytest.mark.parametrize("sizes", GRID_SIZES)
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
@@ -107,6 +108,7 @@ def test_grids(cell: str, sizes: dict[str, Any], dtype: str, tensors: Place) -> 
     check_on(tensors, case_of(cell, **sizes, bidirectional=sizes["H"] < 1024, dtype=dtype, hx=True), slack=2)
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
 @pytest.mark.parametrize("sizes", CLUSTER_SIZES)
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
@@ -118,6 +120,7 @@ def test_clusters(cell: str, sizes: dict[str, Any], dtype: str, tensors: Place) 
     check_on(tensors, case)
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
 @pytest.mark.parametrize(
     ("path", "B", "H"),
@@ -362,14 +365,35 @@ def test_torch_stream(dtype: str, tensors: Place) -> None:
     arrays = tensors.arrays(case)
     expected = forward_and_backward(case, arrays)
     late = replace(arrays, x=torch.full_like(arrays.x, torch.nan))
-    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
+        forward_and_backward(case, arrays)  # leaves memory to this stream: asking for more would wait for the device
+        torch.cuda.synchronize()
         torch.cuda._sleep(DELAY)
         late.x.copy_(arrays.x)
         found = forward_and_backward(case, late)
         assert not stream.query(), "expected the call to return before the device has done it"
     stream.synchronize()
+    assert all(map(torch.equal, flatten(found), flatten(expected)))
+
+
+def test_backward_on_another_stream(tensors: Place) -> None:
+    """What the forward has kept is not given to its own stream again while another one reads it."""
+    case = stream_case("float32")
+    arrays = tensors.arrays(case)
+    expected = forward_and_backward(case, arrays)[2]
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        *_, context = functional.forward(case.cell, arrays.x, arrays.hx, arrays.weights, **options(case, arrays))
+        forward, size = torch.cuda.current_stream(), context.nbytes
+        other = torch.cuda.Stream()
+        other.wait_stream(forward)
+        with torch.cuda.stream(other):
+            torch.cuda._sleep(DELAY)
+            found = functional.backward(context, arrays.grad_output, arrays.grad_state)
+        del context
+        torch.full((size,), 255, dtype=torch.uint8, device=DEVICE)
+    torch.cuda.synchronize()
     assert all(map(torch.equal, flatten(found), flatten(expected)))
 
 
@@ -379,8 +403,9 @@ def test_cupy_stream() -> None:
     arrays = place.arrays(case)
     expected = forward_and_backward(case, arrays)
     late = replace(arrays, x=cupy.full_like(arrays.x, cupy.nan))
-    cupy.cuda.Device().synchronize()
     with cupy.cuda.Stream(non_blocking=True) as stream:
+        forward_and_backward(case, arrays)  # likewise
+        cupy.cuda.Device().synchronize()
         with torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr)):
             torch.cuda._sleep(DELAY)
         late.x[...] = arrays.x
@@ -391,6 +416,7 @@ def test_cupy_stream() -> None:
         cupy.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.first
 @pytest.mark.parametrize(("dtype", "path"), PATHS)
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
 @pytest.mark.parametrize("memory", [{}, {"checkpoint_every": 4}])

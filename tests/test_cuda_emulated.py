@@ -767,6 +767,32 @@ def test_foreign_arrays_that_cannot_be_taken(wrap: Any, cupy: SimpleNamespace) -
         functional.gru(arrays.x.view(CupyArray), wrap(arrays.hx), weights)
 
 
+def test_what_another_stream_uses_is_not_given_away(cupy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch is told of the stream; with CuPy the stream that gets the memory back waits, unless it is a graph's."""
+    told: list[Any] = []
+
+    def stream(ptr: int, capturing: bool = False) -> Any:
+        wait, record = (lambda event: told.append((ptr, event))), (lambda: f"event of {ptr}")
+        return SimpleNamespace(ptr=ptr, wait_event=wait, record=record, is_capturing=lambda: capturing)
+
+    for here, expected in (
+        (stream(1), []),
+        (stream(2), [(1, "event of 2")]),
+        (stream(2, True), []),
+    ):
+        cupy.cuda.get_current_stream = lambda here=here: here
+        libraries.Cupy().lend([], stream(1))
+        assert told == expected
+        told.clear()
+    there, here = (SimpleNamespace(device="cuda:0", ptr=ptr) for ptr in (1, 2))
+    stand_in = SimpleNamespace(cuda=SimpleNamespace(current_stream=lambda device: here))
+    monkeypatch.setattr(libraries.Torch, "torch", stand_in)
+    memory = SimpleNamespace(record_stream=told.append)
+    for origin, count in ((None, 0), (here, 0), (there, 1)):
+        libraries.Torch().lend([memory], origin)
+        assert len(told) == count
+
+
 @pytest.mark.parametrize("place", ["numpy", "torch"])
 def test_lengths_and_elements_that_lie_apart(place: str) -> None:
     """Of lengths on the device every second one; steps from the last to the first; elements at odd addresses."""

@@ -54,14 +54,17 @@ struct Moment {
 };
 
 template <class T>
-RNNFAST_FN Moment moment(const Item<T>& item, int64_t n, int64_t b) {
+RNNFAST_FN Moment moment(const Item<T>& item, int64_t n, int64_t b, int64_t steps) {  // which the sequence runs
   Moment m{
       n < 0 ? -1 : step_number(item, n), n + 1 < item.steps ? step_number(item, n + 1) : -1, b, false, false, false};
-  const int64_t steps = length(item, b);
   m.active = n >= 0 && m.t < steps;
   m.sends = m.later >= 0 && m.later < steps;
   m.cut = m.sends && is_cut(item, m.later, b);
   return m;
+}
+template <class T>
+RNNFAST_FN Moment moment(const Item<T>& item, int64_t n, int64_t b) {
+  return moment(item, n, b, length(item, b));
 }
 
 // The gradient that came back through `later`; what a reset has cut off is the reset state's.
@@ -72,23 +75,45 @@ RNNFAST_FN A divert(bool cut, A& collected, A gradient) {
   return A(0);
 }
 
+// dL/dh of unit u that comes from above.
+template <class T>
+RNNFAST_FN Arithmetic<T> grad_out(const Item<T>& item, const Moment& m, int64_t u) {
+  return m.active && item.grad_out.data ? read(at(item.grad_out, m.t, m.b)[u]) : Arithmetic<T>(0);
+}
 // dL/dh of unit u, from the product of the later step's gate gradients; where the sequence does not run it waits in the carry.
 template <class T, class A>
-RNNFAST_FN A grad_h(const Item<T>& item, const Moment& m, int64_t u, A product) {
+RNNFAST_FN A grad_h(const Item<T>& item, const Moment& m, int64_t u, A product, A above) {
   const int64_t index = m.b * item.P + u;
   A dh = item.carry_h[index];
   if (m.sends) dh = divert(m.cut, item.carry_reset_h[index], product + dh);
   item.carry_h[index] = m.active ? A(0) : dh;
-  if (m.active && item.grad_out.data) dh = dh + read(at(item.grad_out, m.t, m.b)[u]);
+  if (m.active && item.grad_out.data) dh = dh + above;
   if (m.active && item.grad_h_all.data) dh = dh + read(at(item.grad_h_all, m.t, m.b)[u]);
   if (m.t >= 0 && item.record_h.data) at(item.record_h, m.t, m.b)[u] = rounded<T>(m.active ? dh : A(0));
   return m.active ? dh : A(0);
 }
 
+// What the forward pass has kept of unit u for its adjoint. To be asked for before the product, which hides the memory's
+// latency.
+template <class Cell, class A>
+struct Kept {
+  A slot[Cell::kSlots] = {}, h_prev = 0, c_prev = 0, c = 0;
+};
+template <class Cell, class T, class A = Arithmetic<T>>
+RNNFAST_FN Kept<Cell, A> read_kept(const Item<T>& item, const Moment& m, int64_t u) {
+  Kept<Cell, A> kept;
+  if (!m.active) return kept;
+  const A* const stored = item.slots + slot_index(item, m.t, m.b, u);
+  for (int s = 0; s < Cell::kSlots; ++s) kept.slot[s] = stored[s * item.H];
+  if (Cell::kReadsPreviousH) kept.h_prev = read_unit(previous_h(item, m.t, m.b), u);
+  if (Cell::kCellState) kept.c_prev = previous_cell(item, m.t, m.b, u), kept.c = cell_state(item, m.t, m.b, u);
+  return kept;
+}
+
 // The cell's adjoint for unit u: gate gradients (in `slot` too), and what goes on to c and h of the step before.
 template <class Cell, class T, class A>
-RNNFAST_FN void run_adjoint(const Item<T>& item, const Cell& cell, const Moment& m, int64_t u, A dh,
-                            A (&slot)[Cell::kSlots]) {
+RNNFAST_FN void run_adjoint(const Item<T>& item, const Cell& cell, const Moment& m, int64_t u,
+                            const Kept<Cell, A>& kept, A dh, A (&slot)[Cell::kSlots]) {
   A dc = 0, dh_prev = 0;
   for (int s = 0; s < Cell::kSlots; ++s) slot[s] = 0;
   const int64_t index = m.b * item.H + u;
@@ -99,19 +124,17 @@ RNNFAST_FN void run_adjoint(const Item<T>& item, const Cell& cell, const Moment&
   if (m.t < 0) return;
   const int64_t first = slot_index(item, m.t, m.b, u);
   if (m.active) {
-    for (int s = 0; s < Cell::kSlots; ++s) slot[s] = item.slots[first + s * item.H];
-    const A h_prev = Cell::kReadsPreviousH ? read_unit(previous_h(item, m.t, m.b), u) : A(0);
-    const A c_prev = Cell::kCellState ? previous_cell(item, m.t, m.b, u) : A(0);
-    const A c = Cell::kCellState ? cell_state(item, m.t, m.b, u) : A(0);
+    for (int s = 0; s < Cell::kSlots; ++s) slot[s] = kept.slot[s];
     if (Cell::kCellState && item.grad_c_all.data) dc = dc + read(at(item.grad_c_all, m.t, m.b)[u]);
-    cell.backward(slot, h_prev, c_prev, c, dh, dc, dh_prev);
+    cell.backward(slot, kept.h_prev, kept.c_prev, kept.c, dh, dc, dh_prev);
     if (Cell::kCellState) item.carry_c[index] = dc;
     if (Cell::kReadsPreviousH) item.carry_h[index] = dh_prev;
   }
   for (int s = 0; s < Cell::kSlots; ++s) item.gate_grads[first + s * item.H] = slot[s];
 }
 
-// Asks for what the adjoint of unit u will read from far away, long before it is needed.
+// Asks for what the adjoint of unit u will read from far away, where there are no registers for it. It stays in this
+// multiprocessor's cache only until the next load that acquires.
 template <class Cell, class T>
 __device__ void prefetch_adjoint(const Item<T>& item, const Moment& m, int64_t u) {
   if (!m.active) return;
@@ -144,10 +167,10 @@ __global__ void __launch_bounds__(kThreads) step_adjoint_kernel(Items<T> items, 
   const int64_t b = tile.batch0 + threadIdx.y, u = tile.unit0 + threadIdx.x;
   if (b >= item.batch || u >= item.P) return;
   const Moment m = moment(item, n, b);
-  const A dh = grad_h(item, m, u, sum[0][0][0]);
+  const A dh = grad_h(item, m, u, sum[0][0][0], grad_out(item, m, u));
   A slot[Cell::kSlots];
   if (!item.projected)
-    run_adjoint(item, cell, m, u, dh, slot);
+    run_adjoint(item, cell, m, u, read_kept<Cell>(item, m, u), dh, slot);
   else if (m.t >= 0)
     item.grad_raw[(m.t * item.batch + b) * item.P + u] = dh;
 }
@@ -171,34 +194,51 @@ __global__ void __launch_bounds__(kThreads) projection_adjoint_kernel(Items<T> i
         });
   const int64_t b = tile.batch0 + threadIdx.y, u = tile.unit0 + threadIdx.x;
   A slot[Cell::kSlots];
-  if (b < item.batch && u < item.H) run_adjoint(item, cell, moment(item, n, b), u, sum[0][0][0], slot);
+  if (b >= item.batch || u >= item.H) return;
+  const Moment m = moment(item, n, b);
+  run_adjoint(item, cell, m, u, read_kept<Cell>(item, m, u), sum[0][0][0], slot);
 }
 
 // ---- the input gradient: dx = sum over directions of W_ih^T (gate gradients) --------------------------------------
 
 template <class T>
 struct
-    GateGradientRows {  // a row for each (t, b); columns: the gates that the input feeds, of one direction, then of the other
-  static constexpr bool kAlongK = true;
+    GateGradientRows {  // a row for each (t, b); along it the gates that the input feeds, of one direction, then of the other
+  using Raw = Arithmetic<T>;
+  static constexpr bool kAlongK = true, kOnes = false;
   Items<T> items;
 
-  RNNFAST_FN Arithmetic<T> operator()(int64_t row, int64_t k) const {
-    const int64_t width = items.item[0].gates * items.item[0].H;
-    const Item<T>& item = items.item[k >= width];
-    return item.gate_grads[row * item.slot_count * item.H + (k >= width ? k - width : k)];
+  struct TwoRuns {
+    const Raw* data;
+    int64_t width, jump;  // of the first, and what is added for the second
+    bool there;
+
+    RNNFAST_FN const Raw* at(int64_t i) const { return data + i + (i >= width ? jump : 0); }
+  };
+  RNNFAST_FN int64_t period() const { return 1; }
+  RNNFAST_FN TwoRuns run(int64_t row, int64_t) const {
+    const Item<T>& first = items.item[0];
+    const int64_t width = first.gates * first.H;
+    const int64_t jump = items.count > 1 ? items.item[1].gate_grads - first.gate_grads - width : 0;
+    return {first.gate_grads + row * first.slot_count * first.H, width, jump, true};
   }
 };
 
 template <class T>
-struct InputWeightRows {
-  static constexpr bool kAlongK = false;
+struct InputWeightRows {  // those of weight_ih in the same order
+  using Raw = T;
+  static constexpr bool kAlongK = false, kOnes = false;
   Items<T> items;
 
-  RNNFAST_FN Arithmetic<T> operator()(int64_t k, int64_t i) const {
-    const int64_t width = items.item[0].gates * items.item[0].H;
-    const Item<T>& item = items.item[k >= width];
-    const int64_t column = k >= width ? k - width : k;
-    return item.w_ih(item.input_gate[column / item.H] * item.H + column % item.H, i);
+  RNNFAST_FN int64_t period() const { return items.item[0].H; }
+  RNNFAST_FN Run<T> run(int64_t g, int64_t u) const {
+    const Item<T>& item = items.item[0];
+    const bool second = g >= item.gates;
+    const T* const data = second ? items.item[1].w_ih.data : item.w_ih.data;
+    const int64_t row_stride = second ? items.item[1].w_ih.row_stride : item.w_ih.row_stride;
+    const int64_t column_stride = second ? items.item[1].w_ih.column_stride : item.w_ih.column_stride;
+    const int64_t row = chosen_gate(item.input_gate, second ? g - item.gates : g) * item.H + u;
+    return {data + row * row_stride, column_stride, true};
   }
 };
 
@@ -219,40 +259,38 @@ struct SequenceRows {
 
 template <class A>
 struct TimeColumns {  // of [T * B, stride], from a first column on
-  static constexpr bool kAlongK = false;
+  using Raw = A;
+  static constexpr bool kAlongK = false, kOnes = false;
   const A* data;
   int64_t stride;
 
-  RNNFAST_FN A operator()(int64_t column, int64_t k) const { return data[k * stride + column]; }
+  RNNFAST_FN int64_t period() const { return 1; }
+  RNNFAST_FN Run<A> run(int64_t k, int64_t) const { return {data + k * stride, 1, true}; }
 };
 
 template <class T>
 struct InputColumns {  // x, then ones
-  static constexpr bool kAlongK = false;
+  using Raw = T;
+  static constexpr bool kAlongK = false, kOnes = true;
   InputRows<T> x;
 
-  RNNFAST_FN Arithmetic<T> operator()(int64_t k, int64_t i) const { return i < x.item.I ? x(k, i) : Arithmetic<T>(1); }
+  RNNFAST_FN int64_t width() const { return x.item.I; }
+  RNNFAST_FN int64_t period() const { return x.period(); }
+  RNNFAST_FN Run<T> run(int64_t t, int64_t b) const { return x.run(t, b); }
 };
 
 template <class T>
 struct PreviousColumns {  // h before each step, then ones
-  static constexpr bool kAlongK = false;
+  using Raw = T;
+  static constexpr bool kAlongK = false, kOnes = true;
   Item<T> item;
 
-  RNNFAST_FN Arithmetic<T> operator()(int64_t k, int64_t p) const {
-    const int64_t t = k / item.batch, b = k % item.batch;
-    if (p >= item.P) return 1;
-    return t < length(item, b) ? read_unit(previous_h(item, t, b), p) : Arithmetic<T>(0);
+  RNNFAST_FN int64_t width() const { return item.P; }
+  RNNFAST_FN int64_t period() const { return item.batch; }
+  RNNFAST_FN Run<T> run(int64_t t, int64_t b) const {
+    const T* const h = t < length(item, b) ? previous_h(item, t, b) : nullptr;
+    return {h ? h : at(item.out, t, b), 1, h != nullptr};
   }
-};
-
-template <class A>
-struct RawColumns {  // h before the projection
-  static constexpr bool kAlongK = false;
-  const A* data;
-  int64_t stride;
-
-  RNNFAST_FN A operator()(int64_t k, int64_t u) const { return data[k * stride + u]; }
 };
 
 template <class A>

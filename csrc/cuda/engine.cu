@@ -159,15 +159,13 @@ void launch_padding(Kernel kernel, const Items<T>& items, Stream stream) {
 
 // ---- forward ------------------------------------------------------------------------------------------------------
 
-constexpr bool kExactInTf32 = sizeof(T) < sizeof(float);  // x and weights of 16 bits
-
 // The input products of the steps with numbers [begin, end), whose slots lie together.
 void input_products(Items<T>& items, int64_t begin, int64_t end, Stream stream) {
   for (int64_t d = 0; d < items.count; ++d) {
     Item<T>& item = items.item[d];
     const int64_t first = item.reverse ? item.steps - end : begin;
     item.first_kept = item.keep ? 0 : first;
-    launch_product<A>({(end - begin) * item.batch, item.gates * item.H, item.I, 1}, kExactInTf32 || item.tf32,
+    launch_product<T>({(end - begin) * item.batch, item.gates * item.H, item.I, 1}, item.tf32,
                       InputRows<T>{item, first}, InputWeights<T>{item},
                       DenseRows<A>{item.slots + slot_index(item, first, 0, 0), item.slot_count * item.H}, stream);
   }
@@ -353,7 +351,7 @@ void for_each_weight(const Item<T>& item, const LayerWeights& target, const Weig
   product(rows, item.P + ones, TimeColumns<A>{item.gate_grads + item.recurrent * item.H, stride},
           PreviousColumns<T>{item}, sums.recurrent, recurrent);
   if (item.projected)
-    product(item.P, item.H, TimeColumns<A>{item.grad_raw, item.P}, RawColumns<A>{item.raw, item.H}, sums.projection,
+    product(item.P, item.H, TimeColumns<A>{item.grad_raw, item.P}, TimeColumns<A>{item.raw, item.H}, sums.projection,
             WeightTarget<T>{pointer(target.w_hr), nullptr, item.H, item.P, {}});
 }
 
@@ -364,7 +362,7 @@ void weight_gradients(const Item<T>& item, const LayerWeights& target, const Wei
                   [&](int64_t rows, int64_t columns, const auto& left, const auto& right, A* sum, const auto& weight) {
                     const ProductSize size = BackwardMemory::weight_size(rows, columns, item.steps * item.batch);
                     const Partials<A> parts{partials, rows, columns};
-                    launch_product<A>(size, item.tf32, left, right, parts, stream);
+                    launch_product<T>(size, item.tf32, left, right, parts, stream);
                     finish(parts, size.parts, sum, weight);
                   });
 }
@@ -402,7 +400,7 @@ void backward_layer(const Items<T>& items, const Cell& cell, const BackwardLoop<
 template <class Target>
 void input_gradient(const Items<T>& items, const Target& target, Stream stream) {
   const Item<T>& item = items.item[0];
-  launch_product<A>({item.steps * item.batch, item.I, items.count * item.gates * item.H, 1}, item.tf32,
+  launch_product<T>({item.steps * item.batch, item.I, items.count * item.gates * item.H, 1}, item.tf32,
                     GateGradientRows<T>{items}, InputWeightRows<T>{items}, target, stream);
 }
 

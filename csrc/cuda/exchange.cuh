@@ -114,7 +114,7 @@ struct ClusterExchange {
   template <class Block>
   __device__ void put_partial(const Block& block, int group, uint32_t epoch, int unit, int row, V value) const {
     V* const own = partials(block, group, epoch) + block.plan.own_partial_place(unit, block.place.part, row);
-    *cuda_runtime::in_peer(own, unit / block.plan.units) = value;
+    *cuda_runtime::in_peer(own, block.plan.owner(unit)) = value;
   }
   template <class Block>
   __device__ void publish(const Block& block, int group, uint32_t) const {

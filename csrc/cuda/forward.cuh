@@ -9,23 +9,35 @@ RNNFAST_BEGIN
 
 template <class T>
 struct InputRows {  // x of the steps from `begin` on, a row for each (t, b); zero past a sequence's end
-  static constexpr bool kAlongK = true;
+  using Raw = T;
+  static constexpr bool kAlongK = true, kOnes = false;
   Item<T> item;
   int64_t begin;
 
-  RNNFAST_FN Arithmetic<T> operator()(int64_t row, int64_t i) const {
-    const int64_t t = begin + row / item.batch, b = row % item.batch;
-    return t < length(item, b) ? read(at(item.x, t, b)[i]) : Arithmetic<T>(0);
+  RNNFAST_FN int64_t period() const { return item.batch; }
+  RNNFAST_FN Run<T> run(int64_t step, int64_t b) const {
+    return {at(item.x, begin + step, b), 1, begin + step < length(item, b)};
   }
 };
 
+// gates[g], not by an index, which would put the array into local memory.
+RNNFAST_FN int64_t chosen_gate(const int (&gates)[kMaxGates], int64_t g) {
+  int64_t gate = gates[0];
+  RNNFAST_UNROLL_ALL
+  for (int i = 1; i < kMaxGates; ++i) gate = i == g ? gates[i] : gate;
+  return gate;
+}
+
 template <class T>
 struct InputWeights {  // column g * H + u: the row of weight_ih that feeds slot g of unit u
-  static constexpr bool kAlongK = true;
+  using Raw = T;
+  static constexpr bool kAlongK = true, kOnes = false;
   Item<T> item;
 
-  RNNFAST_FN Arithmetic<T> operator()(int64_t i, int64_t column) const {
-    return item.w_ih(item.input_gate[column / item.H] * item.H + column % item.H, i);
+  RNNFAST_FN int64_t period() const { return item.H; }
+  RNNFAST_FN Run<T> run(int64_t g, int64_t u) const {
+    const int64_t row = chosen_gate(item.input_gate, g) * item.H + u;
+    return {item.w_ih.data + row * item.w_ih.row_stride, item.w_ih.column_stride, true};
   }
 };
 

@@ -41,10 +41,14 @@ struct GridBlock {
 
   __device__ int32_t* sequences() const { return shared<int32_t>(plan.sequence_offset()); }  // [group][row]; -1: none
 
+  __device__ int32_t* lengths() const { return shared<int32_t>(plan.length_offset()); }  // likewise; of none: 0
+
   // Of this thread's row; -1: there is none, or it is not this thread's.
   __device__ int sequence(int group) const {
     return thread < plan.pairs() && unit < item.H ? sequences()[group * plan.tile.rows + row] : -1;
   }
+
+  __device__ int length(int group) const { return lengths()[group * plan.tile.rows + row]; }  // of a row that is there
 
   // Zeros in the states, and the ranges. The exchange's start() comes before their first use.
   __device__ void prepare() {
@@ -54,10 +58,29 @@ struct GridBlock {
       ranges()[g] = steps_of_block(item, place.first_sequence(plan, g), plan.tile.rows);
     for (int i = thread; i < plan.groups * plan.tile.rows; i += plan.threads) {
       const int64_t number = place.first_sequence(plan, i / plan.tile.rows) + i % plan.tile.rows;
-      sequences()[i] = number < item.batch ? static_cast<int32_t>(sequence_at(item, number)) : -1;
+      const int64_t sequence = number < item.batch ? sequence_at(item, number) : -1;
+      sequences()[i] = static_cast<int32_t>(sequence);
+      lengths()[i] = sequence < 0 ? 0 : static_cast<int32_t>(rnnfast::RNNFAST_ISA::length(item, sequence));
     }
   }
 };
+
+// Where a weight lies: a place that can be read even if it is not `inside`, and then zero.
+template <class T>
+struct WeightPlace {
+  const T* data;
+  bool inside;
+};
+
+// Of unit number `place` of the block's, slot by slot, which starts at hidden unit first_unit: its row of weight_hh, `column`.
+template <class T, class Tile>
+__device__ WeightPlace<T> recurrent_weight(const GridBlock<T, Tile>& block, int first_unit, int place, int column) {
+  const Item<T>& item = block.item;
+  const int g = block.plan.owner(place), unit = first_unit + block.plan.unit_of_owner(place);
+  const bool inside = unit < item.H;
+  const int64_t row = chosen_gate(item.recurrent_gate, g) * item.H + (inside ? unit : 0);
+  return {item.w_hh.data + row * item.w_hh.row_stride + column * item.w_hh.column_stride, inside};
+}
 
 // A thread's weights of the tile at which a walk is, to target[quad * threads], from weight(output, depth), which is asked for
 // places inside the matrix only.
@@ -69,16 +92,18 @@ __device__ void copy_tile(cuda_runtime::Words* target, const GridBlock<T, Tile>&
   const int first_output = walk.output_tile * Tile::kShape.outputs, first_depth = walk.depth_tile * Tile::kShape.depth;
   RNNFAST_UNROLL_NONE
   for (int q = 0; q < Tile::kShape.quads; ++q) {
-    float values[kValues];  // that are on their way together
+    T values[kValues];  // that are on their way together: no load has a branch of its own
+    bool inside[kValues];
     RNNFAST_UNROLL_ALL
     for (int i = 0; i < kValues; ++i) {
       const OutputDepth place = Tile::weight(block.lane, q * kValues + i);
       const int o = first_output + place.output, k = first_depth + place.depth;
-      values[i] = o < outputs && k < depth ? weight(o, k) : 0.0f;
+      const WeightPlace<T> found = weight(o < outputs ? o : outputs - 1, k < depth ? k : depth - 1);
+      values[i] = *found.data, inside[i] = found.inside && o < outputs && k < depth;
     }
     Element* const quad = reinterpret_cast<Element*>(target + q * block.plan.threads);
     RNNFAST_UNROLL_ALL
-    for (int i = 0; i < kValues; ++i) quad[i] = Tile::element(values[i]);
+    for (int i = 0; i < kValues; ++i) quad[i] = Tile::element(inside[i] ? read(values[i]) : 0.0f);
   }
 }
 
@@ -124,20 +149,41 @@ __device__ void grid_product(const typename Tile::Weights (&held)[Tile::kShape.h
   TileWalk walk(plan, block.warp);
   typename Tile::Sums sums;
   Tile::clear(sums);
-  const auto multiply = [&](const typename Tile::Weights& weights) {
+  const auto fetch = [&] {
+    return Tile::fetch(block.states(states) + walk.depth_tile * Tile::kShape.depth, plan.state_row(), block.lane);
+  };
+  typename Tile::States ahead;
+  if constexpr (Tile::kFetchesAhead) ahead = fetch();
+  const auto multiply = [&]<int kChain>(const typename Tile::Weights& weights) {
     if (walk.output_tile >= plan.output_tiles) return;  // the same for all threads of the warp
-    Tile::add(sums, weights, block.states(states) + walk.depth_tile * Tile::kShape.depth, plan.state_row(), block.lane);
     const int first_output = walk.output_tile * Tile::kShape.outputs;
-    if (!walk.next()) return;
+    bool ends;
+    if constexpr (Tile::kFetchesAhead) {
+      const typename Tile::States now = ahead;
+      ends = walk.next();
+      ahead = fetch();  // of the next tile, before this one is multiplied; behind the last one too there are states
+      Tile::template add<kChain>(sums, weights, now);
+    } else {
+      Tile::template add<kChain>(sums, weights, fetch());
+      ends = walk.next();
+    }
+    if (!ends) return;
     Tile::finish(sums, block.lane, [&](int o, int r, float sum) { store(first_output + o, r, sum); });
     Tile::clear(sums);
   };
+  static_assert(Tile::kShape.held % 2 == 0);
   RNNFAST_UNROLL_ALL
-  for (int j = 0; j < Tile::kShape.held; ++j)
-    if (j < plan.tiles) multiply(held[j]);
-  for (int j = Tile::kShape.held; j < plan.tiles; ++j)
-    multiply(
-        read_tile<Tile>(block.weights() + plan.weight_index(j - Tile::kShape.held, 0, block.thread), plan.threads));
+  for (int j = 0; j < Tile::kShape.held; j += 2) {
+    if (j < plan.tiles) multiply.template operator()<0>(held[j]);
+    if (j + 1 < plan.tiles) multiply.template operator()<1>(held[j + 1]);
+  }
+  const auto read = [&](int j) {
+    return read_tile<Tile>(block.weights() + plan.weight_index(j - Tile::kShape.held, 0, block.thread), plan.threads);
+  };
+  for (int j = Tile::kShape.held; j < plan.tiles; j += 2) {
+    multiply.template operator()<0>(read(j));
+    if (j + 1 < plan.tiles) multiply.template operator()<1>(read(j + 1));
+  }
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
@@ -146,12 +192,14 @@ __device__ void grid_product(const typename Tile::Weights (&held)[Tile::kShape.h
 template <int G, class Tile, class T>
 __device__ void own_sums(const GridBlock<T, Tile>& block, float (&recurrent)[G]) {
   const int outputs = block.plan.outputs(), stride = Tile::kShape.rows * outputs;
+  const float* sums = block.sums() + block.row * outputs + block.local_unit;
   RNNFAST_UNROLL_ALL
-  for (int g = 0; g < G; ++g) {
-    const float* const first = block.sums() + block.row * outputs + g * block.plan.units + block.local_unit;
-    recurrent[g] = first[0];
-    RNNFAST_UNROLL_NONE
-    for (int w = 1; w < block.plan.depth_warps; ++w) recurrent[g] = recurrent[g] + first[w * stride];
+  for (int g = 0; g < G; ++g) recurrent[g] = sums[g * block.plan.units];
+  RNNFAST_UNROLL_NONE
+  for (int w = 1; w < block.plan.depth_warps; ++w) {
+    sums += stride;
+    RNNFAST_UNROLL_ALL
+    for (int g = 0; g < G; ++g) recurrent[g] = recurrent[g] + sums[g * block.plan.units];
   }
 }
 
@@ -165,12 +213,8 @@ __global__ void __launch_bounds__(kGridThreads, 1)
   const Item<T>& item = block.item;
   const int u = block.unit, first_unit = u - block.local_unit;
   typename Tile::Weights held[Tile::kShape.held];
-  load_tiles<Tile>(held, block, G * plan.units, static_cast<int>(item.H), [&](int output, int k) {
-    const int g = output / plan.units, unit = first_unit + output % plan.units;
-    int row_block = 0;
-    for (int i = 0; i < G; ++i) row_block = i == g ? item.recurrent_gate[i] : row_block;  // no local memory
-    return unit < item.H ? item.w_hh(row_block * item.H + unit, k) : 0.0f;
-  });
+  load_tiles<Tile>(held, block, G * plan.units, static_cast<int>(item.H),
+                   [&](int output, int k) { return recurrent_weight(block, first_unit, output, k); });
   block.prepare();
   exchange.start(block);
 
@@ -198,7 +242,7 @@ __global__ void __launch_bounds__(kGridThreads, 1)
       if (n < first_step(group) || n >= end_step(group)) continue;  // the same for all parts
       const int t = static_cast<int>(step_number(item, n));
       const int b = block.sequence(group);
-      const bool active = b >= 0 && t < length(item, b);
+      const bool active = b >= 0 && t < block.length(group);
       const Ahead<Cell, float> ahead = active ? look_ahead<Cell>(item, t, b, u) : Ahead<Cell, float>{};
       const int states = exchange.await_states(block, group, epoch_of(group, n));
       float* const sums = block.sums() + block.warp % plan.depth_warps * Tile::kShape.rows * plan.outputs();
@@ -226,10 +270,18 @@ __device__ float add_partials(const GridBlock<T, Tile>& block, const float* part
   const GridPlan& plan = block.plan;
   const int pairs = plan.pairs(), adders = plan.threads / pairs, adder = block.thread / pairs;
   const float* const mine = partials + block.thread % pairs;
+  constexpr int kAtOnce = 8;  // loads that are on their way together
   float sum = 0;
-  RNNFAST_UNROLL_SOME
-  for (int source = adder; source < plan.parts && adder < adders; source += adders) {
-    sum = sum + Exchange::load(mine + source * pairs);
+  RNNFAST_UNROLL_NONE
+  for (int first = adder; first < plan.parts && adder < adders; first += kAtOnce * adders) {
+    float part[kAtOnce];
+    RNNFAST_UNROLL_ALL
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int source = first + i * adders;
+      part[i] = source < plan.parts ? Exchange::load(mine + source * pairs) : 0.0f;
+    }
+    RNNFAST_UNROLL_ALL
+    for (int i = 0; i < kAtOnce; ++i) sum = sum + part[i];  // a zero more changes no bit: no sum from zero on is -0
   }
   block.sums()[block.thread] = sum;
   __syncthreads();
@@ -249,12 +301,8 @@ __global__ void __launch_bounds__(kGridThreads, 1)
   const Item<T>& item = block.item;
   const int u = block.unit, first_unit = u - block.local_unit;
   typename Tile::Weights held[Tile::kShape.held];
-  load_tiles<Tile>(held, block, static_cast<int>(item.H), G * plan.units, [&](int output, int k) {
-    const int g = k / plan.units, unit = first_unit + k % plan.units;
-    int row_block = 0;
-    for (int i = 0; i < G; ++i) row_block = i == g ? item.recurrent_gate[i] : row_block;
-    return unit < item.H ? item.w_hh(row_block * item.H + unit, output) : 0.0f;
-  });
+  load_tiles<Tile>(held, block, static_cast<int>(item.H), G * plan.units,
+                   [&](int output, int k) { return recurrent_weight(block, first_unit, k, output); });
   block.prepare();
   exchange.start(block);
 
@@ -264,13 +312,14 @@ __global__ void __launch_bounds__(kGridThreads, 1)
       if (n < range.begin - 1 || n >= range.end) continue;
       const uint32_t epoch = static_cast<uint32_t>(range.end - 1 - n);
       const bool owner = block.sequence(group) >= 0;
-      const Moment m = moment(item, n, owner ? block.sequence(group) : 0);
-      if (owner) prefetch_adjoint<Cell>(item, m, u);
+      const Moment m = moment(item, n, owner ? block.sequence(group) : 0, owner ? block.length(group) : 0);
+      const Kept<Cell, float> kept = read_kept<Cell>(item, m, u);
+      const float above = grad_out(item, m, u);
       float product = 0;
       if (epoch > 0) product = add_partials<Exchange>(block, exchange.await_partials(block, group, epoch));
       if (owner) {
         float slot[Cell::kSlots];
-        run_adjoint(item, cell, m, u, grad_h(item, m, u, product), slot);
+        run_adjoint(item, cell, m, u, kept, grad_h(item, m, u, product, above), slot);
         RNNFAST_UNROLL_ALL
         for (int g = 0; g < G; ++g)
           block.states()[block.row * plan.state_row() + g * plan.units + block.local_unit] =

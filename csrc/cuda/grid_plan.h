@@ -38,10 +38,13 @@ constexpr int kGridThreads = 256;  // at most: 255 registers for each
 
 enum class GridPass { kForward, kBackward };
 
+constexpr int kFactorBits = 22, kMostParts = 1 << (32 - kFactorBits);
+
 struct GridPlan {
   bool possible = false;
   TileShape tile{};
   int units = 0;                           // of a part
+  uint32_t unit_factor = 0;                // 2^kFactorBits / units, rounded up: see `owner`
   int parts = 0, slices = 0, groups = 0;   // see above
   int directions = 0;                      // that run at once
   int threads = 0;                         // of a block
@@ -57,10 +60,16 @@ struct GridPlan {
   RNNFAST_PLAN int blocks() const { return directions * slices * parts; }
   RNNFAST_PLAN int outputs() const { return output_tiles * tile.outputs; }
   RNNFAST_PLAN int state_row() const { return depth_tiles * tile.depth + tile.skew; }  // in shared memory, elements
+  // unit / units, and what is left, without a division, in 32 bits: exact for fewer than kMostParts parts of at most 64 units
+  // (tests/cpp/test_cuda_grid.cpp goes over all of them).
+  RNNFAST_PLAN int owner(int unit) const {
+    return static_cast<int>(static_cast<uint32_t>(unit) * unit_factor >> kFactorBits);
+  }
+  RNNFAST_PLAN int unit_of_owner(int unit) const { return unit - owner(unit) * units; }
   RNNFAST_PLAN int pairs() const { return units * tile.rows; }  // (row, unit): a thread owns one, or none
 
   // Shared memory: weights beyond the registers', states of a group (in a cluster of all, twice), sums,
-  // of each group its steps and sequences; in a cluster partials and barriers.
+  // of each group its steps, sequences and their lengths; in a cluster partials and barriers.
   RNNFAST_PLAN int weight_quads() const { return tiles > tile.held ? (tiles - tile.held) * tile.quads * threads : 0; }
   RNNFAST_PLAN int weight_index(int number, int quad, int thread) const {  // number: of a tile in shared memory
     return (number * tile.quads + quad) * threads + thread;
@@ -70,8 +79,9 @@ struct GridPlan {
   RNNFAST_PLAN int sum_offset() const { return state_offset(kept_states); }
   RNNFAST_PLAN int range_offset() const { return sum_offset() + sum_bytes; }
   RNNFAST_PLAN int sequence_offset() const { return range_offset() + 16 * groups; }
+  RNNFAST_PLAN int length_offset() const { return sequence_offset() + 4 * groups * tile.rows; }
   RNNFAST_PLAN int partial_offset(int number = 0) const {  // a part's own, [source][row][unit]
-    return sequence_offset() + 4 * groups * tile.rows + number * 4 * parts * pairs();
+    return length_offset() + 4 * groups * tile.rows + number * 4 * parts * pairs();
   }
   RNNFAST_PLAN int barrier_offset() const { return partial_offset(kept_partials); }
   RNNFAST_PLAN int64_t shared_bytes() const {
@@ -95,10 +105,10 @@ struct GridPlan {
   RNNFAST_PLAN int64_t partial_count() const { return partial_index(directions * slices, 0, 0); }
   // Within a buffer: what `source` has for row `row` of hidden unit `unit` of the layer; and within the owner's part of it.
   RNNFAST_PLAN int partial_place(int unit, int source, int row) const {
-    return unit / units * parts * pairs() + own_partial_place(unit, source, row);
+    return owner(unit) * parts * pairs() + own_partial_place(unit, source, row);
   }
   RNNFAST_PLAN int own_partial_place(int unit, int source, int row) const {
-    return (source * tile.rows + row) * units + unit % units;
+    return (source * tile.rows + row) * units + unit_of_owner(unit);
   }
   RNNFAST_PLAN int kept_number(int group, int buffer) const { return group * kExchangeBuffers + buffer; }
 };
@@ -143,6 +153,7 @@ constexpr int kUnitStep = 4;                           // parts have multiples o
 constexpr int64_t kMostExchange = int64_t{256} << 20;  // bytes: of a large batch the generic path makes good use
 
 inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+inline uint32_t unit_factor(int units) { return static_cast<uint32_t>(((1 << kFactorBits) + units - 1) / units); }
 
 // Warps over outputs and depth, so that the busiest has the fewest tiles.
 inline void share_tiles(GridPlan& plan, GridPass pass, int64_t outputs, int64_t depth) {
@@ -164,6 +175,7 @@ inline void share_tiles(GridPlan& plan, GridPass pass, int64_t outputs, int64_t 
 // What follows from the sizes of a block.
 inline void share_block(GridPlan& plan, GridPass pass, int gates, int64_t H) {
   const bool forward = pass == GridPass::kForward;
+  plan.unit_factor = unit_factor(plan.units);
   share_tiles(plan, pass, forward ? gates * plan.units : H, forward ? H : gates * plan.units);
   const int values = 16 / plan.tile.element;
   plan.exchange_row = int64_t{ceil_div(H, values)} * values;
@@ -176,7 +188,7 @@ inline GridPlan with_units(const DeviceLimits& device, const TileShape& tile, Gr
   plan.tile = tile, plan.units = units, plan.directions = directions;
   plan.parts = ceil_div(H, units);
   const int64_t room = device.multiprocessors / (int64_t{plan.parts} * directions), all = ceil_div(batch, tile.rows);
-  if (room < 1 || plan.pairs() > kGridThreads) return plan;
+  if (room < 1 || plan.pairs() > kGridThreads || plan.parts >= kMostParts) return plan;
   plan.groups = ceil_div(all, room);
   plan.slices = ceil_div(all, plan.groups);
   share_block(plan, pass, gates, H);

@@ -192,13 +192,15 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const StepRange range = steps_of_block(item, place.batch0, R);
   int buffer = 0;
   for (int64_t n = range.end - 1; n >= range.begin - 1; --n, buffer ^= 1) {
+    if (owner) prefetch_adjoint<Cell>(item, moment(item, n, b), u);
     A sum[R][1], own[1];
     recurrent_product(sum, held, weights, states + plan.state_index(buffer, 0), plan, place.slice);
     own_sums(sum, place.slice, own);
     if (owner) {
       const Moment m = moment(item, n, b);
       A slot[Cell::kSlots];
-      run_adjoint(item, cell, m, u, grad_h(item, m, u, own[0]), slot);
+      run_adjoint(item, cell, m, u, read_kept<Cell>(item, m, u), grad_h(item, m, u, own[0], grad_out(item, m, u)),
+                  slot);
       for (int g = 0; g < G; ++g)
         state_values[4 * plan.state_index(buffer ^ 1, place.slice) + g * item.H + u] = slot[Cell::kRecurrent + g];
     }

@@ -18,12 +18,10 @@
 #endif
 
 #ifdef __CUDACC__
-#define RNNFAST_UNROLL_ALL _Pragma("unroll")     // so that what is indexed stays in registers
-#define RNNFAST_UNROLL_SOME _Pragma("unroll 4")  // so that some loads are on their way together
+#define RNNFAST_UNROLL_ALL _Pragma("unroll")  // so that what is indexed stays in registers
 #define RNNFAST_UNROLL_NONE _Pragma("unroll 1")
 #else
 #define RNNFAST_UNROLL_ALL
-#define RNNFAST_UNROLL_SOME
 #define RNNFAST_UNROLL_NONE
 #endif
 
@@ -159,6 +157,12 @@ inline int attribute(cudaDeviceAttr which) {
 }
 
 #ifdef __CUDACC__
+// As much shared memory as a block can have, whatever a launch asks for: other threads may launch the kernel too.
+template <class Kernel>
+bool allow_shared_memory(Kernel kernel) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) == cudaSuccess;
+}
 // Grids are one-dimensional: 2^31 - 1 blocks, where the other dimensions end at 65,535.
 template <class... P, class... A>
 void launch_shared(void (*kernel)(P...), int64_t blocks, dim3 block, size_t bytes, Stream stream,
@@ -166,9 +170,8 @@ void launch_shared(void (*kernel)(P...), int64_t blocks, dim3 block, size_t byte
   if (blocks <= 0) return;
   if (blocks > INT32_MAX) throw std::runtime_error("CUDA: expected at most 2147483647 blocks in a launch");
   constexpr size_t kAlwaysThere = 48 << 10;
-  if (bytes > kAlwaysThere)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-          "a kernel was refused its shared memory");
+  if (bytes > kAlwaysThere && !allow_shared_memory(kernel))
+    check(cudaGetLastError(), "a kernel was refused its shared memory");
   kernel<<<dim3(static_cast<unsigned>(blocks)), block, bytes, stream>>>(P(arguments)...);
   check(cudaGetLastError(), "a kernel was not launched");
 }
@@ -185,12 +188,6 @@ void launch_together(void (*kernel)(P...), int64_t blocks, dim3 block, size_t by
   config.dynamicSmemBytes = bytes, config.stream = stream;
   config.attrs = &together, config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel, P(arguments)...), "a cooperative kernel was not launched");
-}
-// As much shared memory as a block can have, whatever a launch asks for: other threads may launch the kernel too.
-template <class Kernel>
-bool allow_shared_memory(Kernel kernel) {
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) == cudaSuccess;
 }
 // How many blocks of a kernel the device holds at once; 0 where it refuses the shared memory.
 template <class Kernel>

@@ -85,7 +85,8 @@ void check_clusters() {
   emulator::emulation().backwards = false;
 }
 
-// One warp, one tile: sums[output][row] of small whole numbers, which every element type holds exactly.
+// One warp, the same tile once for each chain of sums: sums[output][row] of small whole numbers, which every element type holds
+// exactly.
 template <class Tile>
 struct TileTest {
   using Element = typename Tile::Element;
@@ -106,7 +107,9 @@ void tile_kernel(TileTest<Tile>* test) {
   }
   typename Tile::Sums sums;
   Tile::clear(sums);
-  Tile::add(sums, weights, test->states[0], Tile::kShape.depth + Tile::kShape.skew, lane);
+  const auto states = Tile::fetch(test->states[0], Tile::kShape.depth + Tile::kShape.skew, lane);
+  Tile::template add<0>(sums, weights, states);
+  Tile::template add<1>(sums, weights, states);
   Tile::finish(sums, lane, [&](int o, int r, float sum) { test->sums[o][r] = sum; });
 }
 
@@ -125,7 +128,7 @@ void check_tile(const char* name) {
     for (int r = 0; r < Tile::kShape.rows; ++r) {
       float expected = 0;
       for (int k = 0; k < Tile::kShape.depth; ++k) expected += test->weights[o][k] * read(test->states[r][k]);
-      CHECK(test->sums[o][r] == expected);
+      CHECK(test->sums[o][r] == 2 * expected);
     }
 }
 

@@ -123,7 +123,8 @@ void check_shared_memory(const GridPlan& plan) {
   CHECK(last < 0 || plan.weight_index(last, plan.tile.quads - 1, plan.threads - 1) + 1 == plan.weight_quads());
   CHECK(plan.sum_offset() == plan.state_offset() + plan.kept_states * plan.state_bytes());
   CHECK(plan.sequence_offset() == plan.range_offset() + 16 * plan.groups);
-  CHECK(plan.partial_offset() == plan.sequence_offset() + 4 * plan.groups * plan.tile.rows);
+  CHECK(plan.length_offset() == plan.sequence_offset() + 4 * plan.groups * plan.tile.rows);
+  CHECK(plan.partial_offset() == plan.length_offset() + 4 * plan.groups * plan.tile.rows);
   CHECK(plan.partial_offset(1) - plan.partial_offset() == 4 * plan.parts * plan.pairs());
   CHECK(plan.barrier_offset() % 8 == 0);
   CHECK(plan.barrier_offset() + (plan.cluster ? 8 * plan.groups : 0) <= plan.shared_bytes());
@@ -160,6 +161,19 @@ void check_partials(const GridPlan& plan, int64_t H) {
         const int first = plan.partial_place(owner * plan.units, 0, 0);  // the owner's are one array [source][pairs]
         CHECK(place == first + source * plan.pairs() + row * plan.units + unit % plan.units);
       }
+}
+
+// The quotient without a division, for every number of units that a part may have and every unit of so many parts.
+void check_owners() {
+  GridPlan plan;
+  for (plan.units = grid_plan::kUnitStep; plan.units * kFmaRows <= kGridThreads; plan.units += grid_plan::kUnitStep) {
+    plan.unit_factor = grid_plan::unit_factor(plan.units);
+    set_case("units " + std::to_string(plan.units));
+    bool right = true;
+    for (int unit = 0; unit < (kMostParts - 1) * plan.units; ++unit)
+      right = right && plan.owner(unit) == unit / plan.units && plan.unit_of_owner(unit) == unit % plan.units;
+    CHECK(right);
+  }
 }
 
 // Every sequence in one group of one slice; a first group has longer ones than a second, of whichever slice, once sorted.
@@ -266,6 +280,7 @@ void run() {
   check_manual();
   check_fragments();
   check_tf32_fragments();
+  check_owners();
   CHECK(check_device(kH200, Unit::kFma, 4) >= 1024);  // LSTM
   CHECK(check_device(kH200, Unit::kFma, 3) >= 1024);  // GRU
   CHECK(check_device(kH200, Unit::kFma, 1) >= 2048);  // RNN

@@ -27,6 +27,7 @@ class Context:
         self._layers, self._arguments, self._given, self._reserve = layers, arguments, given, reserve
         self._make_call, self._call = calls
         self._sizes, self._batch_first = sizes, batch_first
+        self._stream = arguments.library.current_stream(arguments.like)
         self.consumed = False
 
     @property
@@ -137,3 +138,4 @@ class Context:
                 arguments.aligned(workspace),
                 library.stream(like),
             )
+            library.lend([self._reserve, *self._arguments.kept], self._stream)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -67,6 +67,15 @@ class Library:
         """The current stream of the array's device."""
         return 0
 
+    def lend(self, arrays: Iterable[Any], origin: Any) -> None:
+        """The current stream has been given work on arrays that were made while `origin` was the current one, as
+        `current_stream` has it: their memory must not be used for something else before that is done.
+        """
+
+    def current_stream(self, array: Any) -> Any:
+        """What `lend` wants to know."""
+        return None
+
 
 class Cupy(Library):
     name = "cupy.ndarray"
@@ -117,6 +126,15 @@ class Cupy(Library):
     def stream(self, array: Any) -> int:
         return int(self.cupy.cuda.get_current_stream().ptr)
 
+    def current_stream(self, array: Any) -> Any:
+        return self.cupy.cuda.get_current_stream()
+
+    def lend(self, arrays: Iterable[Any], origin: Any) -> None:
+        """CuPy gives memory to the stream that it was made on: that stream waits. A graph keeps what was captured."""
+        here = self.cupy.cuda.get_current_stream()
+        if here.ptr != origin.ptr and not here.is_capturing():
+            origin.wait_event(here.record())
+
 
 class Torch(Library):
     name = "torch.Tensor on a CUDA device"
@@ -145,7 +163,9 @@ class Torch(Library):
         return self.torch.empty(tuple(shape), dtype=getattr(self.torch, dtype), device=like.device)
 
     def from_host(self, array: Any, like: Any) -> Any:
-        return self.torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+        """The host goes on at once; not within a capture, where that is refused: a graph would read the memory again."""
+        waits = not like.is_cuda or self.torch.cuda.is_current_stream_capturing()
+        return self.torch.from_numpy(np.ascontiguousarray(array)).to(like.device, non_blocking=not waits)
 
     def astype(self, array: Any, dtype: str) -> Any:
         return array.to(getattr(self.torch, dtype))
@@ -165,6 +185,16 @@ class Torch(Library):
 
     def stream(self, array: Any) -> int:
         return int(self.torch.cuda.current_stream(array.device).cuda_stream) if array.is_cuda else 0
+
+    def current_stream(self, array: Any) -> Any:
+        return self.torch.cuda.current_stream(array.device) if array.is_cuda else None
+
+    def lend(self, arrays: Iterable[Any], origin: Any) -> None:
+        if origin is None:
+            return
+        here = self.torch.cuda.current_stream(origin.device)
+        for array in arrays if here != origin else ():
+            array.record_stream(here)
 
 
 LIBRARIES: tuple[Library, ...] = (Cupy(), Torch(), Library())

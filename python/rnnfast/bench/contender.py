@@ -29,7 +29,8 @@ _THREAD_VARIABLES = (
     "NPROC",  # the size of XLA's CPU pool
 )
 _WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-_TIMEOUT = 900.0  # seconds for one answer; a compilation of a long row may take minutes
+_TIMEOUT = "RNNFAST_BENCH_TIMEOUT"  # seconds for one answer
+_TIMEOUT_SECONDS = 900.0  # a compilation of a long row may take minutes
 
 # The child gets the parent's module path. A built-in rival finds an empty `rnnfast` package in the place of this one, so
 # that its process loads neither the extension modules nor their threads; a file may well be about rnnfast itself.
@@ -137,9 +138,10 @@ class Contender:
             stdin.write(json.dumps(request).encode() + b"\n")
         except BrokenPipeError:
             raise ContenderError(self._last_words()) from None
-        if not select.select([stdout], [], [], _TIMEOUT)[0]:
+        limit = float(os.environ.get(_TIMEOUT, _TIMEOUT_SECONDS))
+        if not select.select([stdout], [], [], limit)[0]:
             self._process.kill()
-            raise ContenderError(f"no answer to {request['verb']!r} in {_TIMEOUT:.0f} s")
+            raise ContenderError(f"no answer to {request['verb']!r} in {limit:g} s")
         line = stdout.readline()
         if not line.endswith(b"\n"):
             self._process.wait()

@@ -1,5 +1,6 @@
 """The JSON of a benchmark: one record for each row and library under `rows`, and `provenance`.
 
+What several runs measured may have `failed` too: the rows that did not come to an end, each with `why` and its `date`.
 A record may say more than `FIELDS`: `region`, which of cuDNN's algorithms PyTorch takes for a row on a GPU; and `date`,
 `commit` and `gpu` where a file holds what several runs measured (`merge`).
 """
@@ -103,10 +104,16 @@ def merge(
     return [*kept, *fresh]
 
 
-def write_json(path: Path, records: Iterable[Record], provenance: dict[str, Any]) -> None:
+def failure(row: Row, why: str, date: str) -> Record:
+    return {name: getattr(row, name) for name in _ROW_FIELDS} | {"why": why, "date": date}
+
+
+def write_json(
+    path: Path, records: Iterable[Record], provenance: dict[str, Any], failed: Iterable[Record] = ()
+) -> None:
     """Write the file whole or not at all."""
-    text = json.dumps({"provenance": provenance, "rows": list(records)}, indent=1) + "\n"
-    replace_file(path, text.encode())
+    content = {"provenance": provenance, "rows": list(records)} | ({"failed": list(failed)} if failed else {})
+    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> tuple[list[Record], dict[str, Any]]:
@@ -119,3 +126,9 @@ def read_json(path: Path) -> tuple[list[Record], dict[str, Any]]:
         if missing:
             raise ValueError(f"{path.name}: a record lacks {', '.join(missing)}")
     return content["rows"], content["provenance"]
+
+
+def read_failed(path: Path) -> list[Record]:
+    """The rows of the file that did not come to an end."""
+    failed: list[Record] = json.loads(path.read_text()).get("failed", [])
+    return failed
