@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 
 import rnnfast
-from conftest import run_process
+from conftest import RunPython, run_process
 from rnnfast import functional
 
 CASES = int(os.environ.get("RNNFAST_BAD_INPUTS", "10000"))  # 40000 come by every combination
@@ -1281,3 +1281,23 @@ def test_ten_thousand_bad_inputs(tmp_path: Path) -> None:
     assert result["cases"] == CASES
     problems = [f"{case}: {problem}" for case, problem in sorted(result["problems"].items())]
     assert not problems, f"{len(problems)} of {result['combinations']} combinations\n" + "\n".join(problems[:100])
+
+
+NO_MEMORY = """
+import resource
+import numpy as np, rnnfast
+x = np.broadcast_to(np.float32(0), (40_000, 20_000, 4))  # 13 GB, had it memory of its own
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+for layer in (rnnfast.LSTM(4, 6, seed=0), rnnfast.LSTM(4, 6, seed=0).eval()):
+    try:
+        layer(x)
+    except MemoryError as error:
+        print(error)
+"""
+
+
+def test_no_memory_for_a_copy_is_said(run_python: RunPython) -> None:
+    """Of an input whose strides the kernels do not take."""
+    pytest.importorskip("resource")  # not everywhere
+    said = run_python(NO_MEMORY, OPENBLAS_NUM_THREADS="1").splitlines()
+    assert said == ["x: expected memory for a contiguous copy of 3200000000 values, found none"] * 2

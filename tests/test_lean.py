@@ -52,6 +52,18 @@ def test_same_bits_over_many_segments(cell: str, bidirectional: bool, dtype: str
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_same_bits_where_layers_would_run_at_once(cell: str, restore_sharing: None) -> None:
+    """Which lean mode cannot: what the model takes in its place may not cut the batch either."""
+    Sharing("", 2).use()
+    for T, B in ((30, 2), (33, 1), (61, 5)):
+        case = case_of(cell, T=T, B=B, I=32, H=32, num_layers=2, return_states=False, dtype="float32")
+        arrays = make(case)
+        full = everything(case, arrays)
+        for memory in ({"lean": True}, {"checkpoint_every": 5}):
+            assert_same(everything(case, arrays, **memory), full)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_retain(cell: str, few_sharings: Sharing) -> None:
     """A backward leaves the reserve of the lean mode as it was."""
     case = case_of(cell, **VARIANTS["everything"])

@@ -43,6 +43,7 @@ def torch_results(torch: Any, case: Case, arrays: Arrays) -> dict[str, Any]:
     """What torch.nn computes, under the names of `results`."""
     kind = TORCH_CELLS[case.cell]
     extra: dict[str, Any] = {"nonlinearity": case.cell[4:]} if kind == "RNN" else {}
+    extra |= {"proj_size": case.proj} if case.proj else {}
     module = getattr(torch.nn, kind)(case.I, case.H, case.num_layers, bidirectional=case.bidirectional, **extra)
     tensors = arrays.map(torch.from_numpy)
     with torch.no_grad():
@@ -95,6 +96,16 @@ def test_float32_beside_torch(cell: str, torch: Any, record_property: Any) -> No
     print(f"{cell}: worst error {worst[0]:.2f} of the limit ({worst[1]}); {beyond} of {len(ratios)} beyond it")
     assert worst[0] <= 2, worst
     assert beyond <= 0.01 * len(ratios), sorted(ratios)[-20:]
+
+
+def test_gradient_of_the_projection_beside_torch(torch: Any) -> None:
+    """A sum over all rows, many of them: it is made of sums over a few."""
+    for seed in range(3):
+        case = Case(cell="lstm", T=100, B=32, I=16, H=64, proj=16, dtype="float32", seed=seed, return_states=False)
+        found = {name: ours / max(2 * theirs, 4 * ULP) for name, ours, theirs in errors(torch, case)}
+        ratios = {name: ratio for name, ratio in found.items() if "grad" in name and "weight" in name}
+        assert len(ratios) == 3, found.keys()
+        assert max(ratios.values()) <= 1.5, ratios
 
 
 @pytest.mark.parametrize("cell", TORCH_CELLS)
@@ -175,6 +186,22 @@ def test_sharing_the_hidden_units_changes_no_bit(
     for other in found[1:]:
         for name, value in found[0].items():
             np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_sharing_the_hidden_units_of_a_ragged_batch_changes_no_bit(cell: str, restore_sharing: None) -> None:
+    """Few rows, which are summed in another order, stand alone at the end of a chunk, wherever that is."""
+    for seed in range(4):
+        case = Case(cell=cell, T=50, B=31, I=119, H=17, lengths=True, return_states=False, seed=seed, dtype="float32",
+                    parameters=PARAMETERS[cell])  # fmt: skip
+        arrays = make(case)
+        found = []
+        for sharing in (("one", 1), ("hidden", 2), ("hidden", 3)):
+            Sharing(*sharing).use()
+            found.append({name: a.copy() for name, a in results(functional, case, arrays).items()})
+        for other in found[1:]:
+            for name, value in found[0].items():
+                np.testing.assert_array_equal(other[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("cell", CELLS)

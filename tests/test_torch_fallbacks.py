@@ -178,5 +178,9 @@ def test_explain_changes_nothing():
     with pytest.raises(TypeError, match="expected a recurrent module, got str"):
         explain("LSTM", x)
     with pytest.raises(TypeError, match="got Linear without any"):
-        explain(nn.Linear(3, 4), x)
+        explain(nn.Linear(3, 4), torch.randn(5, 3))
+    with pytest.raises(TypeError, match="x: expected a Tensor"):
+        explain(rt.LSTM(3, 4), x)
+    with pytest.raises(TypeError, match="lengths: expected None, as a cell's call takes none"):
+        explain(rnnfast.GRUCell(3, 4), x[0], lengths=[1, 1])
     assert functional.kernel_calls() == before

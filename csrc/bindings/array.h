@@ -79,15 +79,26 @@ inline bool rows_contiguous(const py::array& a) {
   if (a.size() == 0) return true;  // nothing is read, and strides may be anything
   return element_strides(a) && (a.shape(last) <= 1 || a.strides(last) == a.itemsize());
 }
-inline py::array contiguous(const py::array& a) {
-  return py::array::ensure(a, int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_});
+// What NumPy has made of `from`; it makes nothing where there is no memory for it.
+template <class Array>
+Array made(const char* name, const py::array& from, Array array) {
+  if (array) return array;
+  double count = 1;
+  for (py::ssize_t i = 0; i < from.ndim(); ++i) count *= static_cast<double>(from.shape(i));
+  PyErr_SetString(PyExc_MemoryError, (std::string(name) + ": expected memory for a contiguous copy of " +
+                                      std::to_string(static_cast<uint64_t>(count)) + " values, found none")
+                                         .c_str());
+  throw py::error_already_set();
+}
+inline py::array contiguous(const char* name, const py::array& a) {
+  return made(name, a, py::array::ensure(a, int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_}));
 }
 
 // An input whose last axis must be contiguous: as it is, or a copy where it is not.
 inline py::array readable(const char* name, const py::handle& object, Dtype dtype, const Axes& axes) {
   py::array a = require_array(name, object, dtype);
   require_shape(name, a, axes);
-  return rows_contiguous(a) ? a : contiguous(a);
+  return rows_contiguous(a) ? a : contiguous(name, a);
 }
 
 // An array to be written: the caller's memory itself.
@@ -129,7 +140,7 @@ inline py::array flags(const char* name, const py::handle& object, const Axes& a
     if (values.data()[i] < 0 || values.data()[i] > 1)
       throw py::value_error(std::string(name) + ": expected bool or integers 0 and 1, got " +
                             std::to_string(values.data()[i]));
-  return py::array_t<bool>::ensure(values);
+  return made(name, values, py::array_t<bool>::ensure(values));
 }
 
 // A new array. A large one lies in pooled memory, to which it returns: a training loop gets the pages of the results

@@ -113,7 +113,7 @@ class BackwardCall {
     Axes axes = state(size);
     axes.insert(axes.begin(), {"T", forward_.steps});
     require_shape("grad_states", a, axes);
-    a = contiguous(a);
+    a = contiguous("grad_states", a);
     alive_.append(a);
     return a.data();
   }

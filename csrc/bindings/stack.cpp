@@ -74,7 +74,7 @@ std::vector<LayerWeights> StackObject::layer_weights(const py::sequence& weights
     py::object item = weights[next++];
     py::array a = require_array(name.c_str(), item, config.dtype);
     require_shape(name.c_str(), a, axes);
-    if (!element_strides(a)) a = contiguous(a);
+    if (!element_strides(a)) a = contiguous(name.c_str(), a);
     if (kept) kept->push_back(a);
     return view2(a);
   };
@@ -96,7 +96,7 @@ py::array StackObject::state(const char* name, const py::handle& object, bool ce
   const int64_t width = cell ? config.hidden_size : config.output_size();
   const bool one = broadcast && a.ndim() == 3 && a.shape(1) == 1;
   require_shape(name, a, {{"L*D", config.states()}, {"B", one ? 1 : batch}, {cell ? "H" : "P", width}});
-  return rows_contiguous(a) ? a : contiguous(a);
+  return rows_contiguous(a) ? a : contiguous(name, a);
 }
 
 namespace {

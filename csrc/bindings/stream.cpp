@@ -62,7 +62,7 @@ void StreamObject::set_state(const py::object& h, const py::object& c) {
   require_open();
   const Busy busy(busy_, "stream");
   const auto check = [&](const char* name, const py::object& object, bool cell) -> py::object {
-    return object.is_none() ? object : py::object(contiguous(stack_.state(name, object, cell, batch_, false)));
+    return object.is_none() ? object : py::object(contiguous(name, stack_.state(name, object, cell, batch_, false)));
   };
   if (!stack_.has_cell_state && !c.is_none())
     throw py::value_error("state: this cell has no cell state, expected one array");

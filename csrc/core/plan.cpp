@@ -41,11 +41,20 @@ Split forced(const std::vector<Split>& splits) {
   return splits[0];
 }
 
+// Lean mode cannot run layers at once; what takes its place must not slice the batch either, or lean mode's bits would not be
+// those of the full mode.
+Split without_layers(std::vector<Split>& splits) {
+  std::erase_if(splits, [](const Split& split) { return split.slices > 1 || split.kind == Split::kLayers; });
+  return best_split(splits);
+}
+
 void choose_split(Plan& plan, const Config& config, const ForwardArgs& args, bool training, int lanes,
                   int64_t max_threads) {
   plan.splits = possible_splits(config, args, training, lanes, max_threads);
   plan.forced = forced_split();
-  const Split& choice = plan.choice = plan.forced.empty() ? best_split(plan.splits) : forced(plan.splits);
+  Split choice = plan.forced.empty() ? best_split(plan.splits) : forced(plan.splits);
+  if (training && args.lean && choice.kind == Split::kLayers) choice = without_layers(plan.splits);
+  plan.choice = choice;
   plan.threads = choice.threads, plan.slices = choice.slices;
   plan.wavefront = choice.kind == Split::kLayers;
   const double patience = std::max(kPatience, kPatiencePart * choice.microseconds);
@@ -114,14 +123,14 @@ int64_t gradient_rows(const Config& config, const ForwardArgs& args) {
 // The lengths of what is worked on at once, for the caches; in lean mode also for the memory.
 void choose_chunks(Plan& plan, const Config& config, const ForwardArgs& args, bool training) {
   const int64_t size = config.dtype == Dtype::kFloat32 ? 4 : 8;
-  const int64_t groups = std::max<int64_t>(1, plan.threads / (plan.slices * config.num_directions));
   const int64_t sequences = std::max<int64_t>(1, max_sequences(plan)), steps = std::max<int64_t>(1, args.steps);
   const int64_t slots = config.hidden_size * kCells[config.cell].slots * size * sequences;  // bytes of a step's
   plan.row_chunk = kGradientRows;
   plan.gradient_steps = std::clamp<int64_t>(gradient_rows(config, args) / sequences, 1, steps);
   const int64_t most = std::min(steps, std::max<int64_t>(1, kChunkRows / sequences));
-  plan.chunk = round_down(std::min(kChunkBytes * groups / slots, most), plan.gradient_steps);
-  if (plan.wavefront) plan.chunk = plan.gradient_steps;
+  // Not longer where threads share the units: a chunk's last rows may be few, and few rows are summed in another order.
+  plan.chunk = round_down(std::min(kChunkBytes / slots, most), plan.gradient_steps);
+  if (can_run_layers_at_once(config, args)) plan.chunk = plan.gradient_steps;  // do they or not, for the same reason
   plan.segment = 0;
   if (!training || !args.lean) return;
   const int64_t wanted = args.checkpoint_every ? args.checkpoint_every : kSegmentBytes / slots;

@@ -141,7 +141,7 @@ std::vector<Split> possible_splits(const Config& config, const ForwardArgs& args
   for (int64_t parts = max_threads / D; parts > 1; parts /= 2)
     splits.push_back({Split::kHidden, parts * D, 1, model.hidden(parts)});
   const bool dropping = training && args.dropout > 0;
-  if (can_run_layers_at_once(config, args) && !dropping && !(training && args.lean))
+  if (can_run_layers_at_once(config, args) && !dropping)
     splits.push_back({Split::kLayers, std::min(max_threads, config.num_layers), 1, model.layers()});
   return splits;
 }

@@ -198,13 +198,13 @@ class WeightGradient {
     const int64_t lanes = Blocks<T>::lanes(item_.H, block), P = item_.P;
     T* const sums = sums_.w_hr + block * W;
     for (int64_t p = 0; first_ && p < P; ++p) zero(sums + p * item_.H, lanes);
-    for (int64_t r = 0; r < rows.count(); ++r) {
-      const V raw = load_lanes(item_.raw + (rows.kept + r) * item_.H + block * W, lanes);
-      const T* gradient = item_.grad_raw + (done + r) * P;
-      for (int64_t p = 0; p < P; ++p) {
-        T* sum = sums + p * item_.H;
-        store_lanes(multiply_add(V(gradient[p]), raw, load_lanes(sum, lanes)), sum, lanes);
-      }
+    for (int64_t p = 0; p < P; ++p) {
+      V sum(T(0));
+      for (int64_t r = 0; r < rows.count(); ++r)
+        sum = multiply_add(V(item_.grad_raw[(done + r) * P + p]),
+                           load_lanes(item_.raw + (rows.kept + r) * item_.H + block * W, lanes), sum);
+      T* target = sums + p * item_.H;
+      store_lanes(first_ ? sum : sum + load_lanes(target, lanes), target, lanes);
     }
   }
 

@@ -53,6 +53,8 @@ def explain(module: Any, x: Any, *, lengths: Any = None) -> str:
         options["dropout"] = module.dropout if module.training else 0.0
         x = x[:, None] if unbatched else x
     elif isinstance(module, RecurrentCell):
+        if lengths is not None:
+            raise TypeError("lengths: expected None, as a cell's call takes none")
         x, options = (x[None] if getattr(x, "ndim", 2) == 2 else x[None, None]), module._pack_options()
     else:
         raise TypeError(f"module: expected a recurrent module, got {type(module).__name__}")

@@ -18,6 +18,8 @@ RECURRENT = (torch.nn.RNNBase, torch.nn.RNNCellBase)
 
 def explain_torch(module: torch.nn.Module, x: Any, lengths: Any = None) -> str:
     """As `rnnfast.explain`; of a module that only contains recurrent ones, which of them have a kernel."""
+    if not isinstance(x, (torch.Tensor, PackedSequence)):
+        raise TypeError(f"x: expected a Tensor or a PackedSequence, got {type(x).__name__}")
     if isinstance(module, RECURRENT):
         return _explain(module, x, lengths)
     found = [(name, m) for name, m in module.named_modules() if isinstance(m, RECURRENT)]
