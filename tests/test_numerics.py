@@ -98,6 +98,15 @@ def test_float32_beside_torch(cell: str, torch: Any, record_property: Any) -> No
     assert beyond <= 0.01 * len(ratios), sorted(ratios)[-20:]
 
 
+@pytest.mark.parametrize("cell", TORCH_CELLS)
+def test_large_layers_beside_torch(cell: str, torch: Any) -> None:
+    """Sums over thousands of gates, in which the errors of one long chain would be five times PyTorch's."""
+    case = Case(cell=cell, T=12, B=32, I=64, H=512, dtype="float32", return_states=False)
+    ratios = {name: ours / max(2 * theirs, 4 * ULP) for name, ours, theirs in errors(torch, case)}
+    assert max(ratios.values()) <= 1.5, ratios
+    assert ratios["grad_x"] <= 1, ratios
+
+
 def test_gradient_of_the_projection_beside_torch(torch: Any) -> None:
     """A sum over all rows, many of them: it is made of sums over a few."""
     for seed in range(3):

@@ -105,6 +105,9 @@ RNNFAST_FN void accumulate(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int
   for (; k < K; ++k) rank_one(tile, a, k, w + k * (G * W), w_stride);
 }
 
+// Sums over all gates of all units are made of sums over so many: the error of one long sum grows with its length.
+constexpr int64_t kLongSum = 256;
+
 // The gates of a row, blocked: `full` blocks of G * W values, `block_stride` apart, then G pieces of `tail` values.
 struct GateOperand {
   int64_t row_stride, block_stride, full, tail;
@@ -119,18 +122,25 @@ RNNFAST_FN void accumulate_gates(Tile<T, MR, U, 1>& tile, const T* row0, const G
   const T* a[MR];
   RNNFAST_UNROLL
     for (int m = 0; m < MR; ++m) a[m] = row0 + m * g.row_stride;
-  const int64_t piece = int64_t(g.gates) * W;
+  const int64_t piece = int64_t(g.gates) * W, pieces = piece < kLongSum ? kLongSum / piece : 1;
+  const bool many = g.full > pieces;
+  Tile<T, MR, U, 1> total;
+  if (many) total.clear();
   for (int64_t block = 0; block < g.full; ++block, w += piece * W) {
+    if (many && block % pieces == 0) {
+      total.add(tile);
+      tile.clear();
+    }
     accumulate(tile, a, piece, w, w_stride);
     RNNFAST_UNROLL
       for (int m = 0; m < MR; ++m) a[m] += g.block_stride;
   }
-  if (g.tail == 0) return;
-  for (int gate = 0; gate < g.gates; ++gate, w += g.tail * W) {
+  for (int gate = 0; gate < g.gates && g.tail > 0; ++gate, w += g.tail * W) {
     accumulate(tile, a, g.tail, w, w_stride);
     RNNFAST_UNROLL
       for (int m = 0; m < MR; ++m) a[m] += W;
   }
+  if (many) tile.add(total);
 }
 
 template <class T, int MR, int U, int G>
