@@ -103,7 +103,7 @@ def test_large_layers_beside_torch(cell: str, torch: Any) -> None:
     """Sums over thousands of gates, in which the errors of one long chain would be five times PyTorch's."""
     case = Case(cell=cell, T=12, B=32, I=64, H=512, dtype="float32", return_states=False)
     ratios = {name: ours / max(2 * theirs, 4 * ULP) for name, ours, theirs in errors(torch, case)}
-    assert max(ratios.values()) <= 1.5, ratios
+    assert max(ratios.values()) <= 2, ratios
     assert ratios["grad_x"] <= 1, ratios
 
 
