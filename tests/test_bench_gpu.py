@@ -286,7 +286,7 @@ def test_rows_that_fail_come_last_in_the_next_run(monkeypatch: pytest.MonkeyPatc
     assert {r["H"] for r in records.read_json(path)[0]} == {2, 3, 4}
 
 
-@pytest.mark.skipif(not hasattr(os, "waitid"), reason="needs SIGSTOP")
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="this system has no os.waitid")
 def test_a_contender_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RNNFAST_BENCH_TIMEOUT", "0.5")
     rival = tmp_path / "hangs.py"
