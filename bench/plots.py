@@ -20,7 +20,7 @@ from typing import Any
 from rnnfast.bench import plot, records, summary
 
 ROOT = Path(__file__).resolve().parent.parent
-OTHERS = {"accuracy", "dropin", "instructions", "mixed", "ragged", "splits", "steps", "streams"}  # records of other scripts
+OTHERS = {"accuracy", "dropin", "instructions", "mixed", "ragged", "splits", "steps", "streams"}  # of other scripts
 MARKED = re.compile(r"(<!-- bench: (?P<name>[\w.-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
