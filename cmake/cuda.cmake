@@ -63,17 +63,21 @@ else()
       set(code -arch=native)
     endif()
   else()
-    # The last PTX stays, for GPUs to come. sm_90a is the Hopper that has its own instructions. For sm_120 there is no PTX of
-    # its own: it would be that of sm_100 to the letter, and half of the compiler's time goes there.
+    # sm_90a is the Hopper that has its own instructions. From 9.0 on the engine has one source, so that one PTX serves all:
+    # making it takes half of the compiler's time. It stays, for GPUs to come.
     set(architectures 80 90a)
-    set(code -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a)
-    set(newest 90)
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
       list(APPEND architectures 100 120)
-      list(APPEND code -gencode=arch=compute_100,code=sm_100 -gencode=arch=compute_100,code=sm_120)
-      set(newest 100)
     endif()
-    list(APPEND code -gencode=arch=compute_${newest},code=compute_${newest})
+    set(code)
+    foreach(arch IN LISTS architectures)
+      set(virtual 90)
+      if(arch EQUAL 80)
+        set(virtual 80)
+      endif()
+      list(APPEND code -gencode=arch=compute_${virtual},code=sm_${arch})
+    endforeach()
+    list(APPEND code -gencode=arch=compute_90,code=compute_90)
     # Architectures side by side: the engines take very different times, and the longest is the last to be ready.
     list(LENGTH architectures threads)
     list(APPEND code --threads=${threads})
