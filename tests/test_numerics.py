@@ -98,13 +98,17 @@ def test_float32_beside_torch(cell: str, torch: Any, record_property: Any) -> No
     assert beyond <= 0.01 * len(ratios), sorted(ratios)[-20:]
 
 
+@pytest.mark.parametrize(("I", "H"), [(64, 256), (64, 512), (700, 300)])
 @pytest.mark.parametrize("cell", TORCH_CELLS)
-def test_large_layers_beside_torch(cell: str, torch: Any) -> None:
-    """Sums over thousands of gates, in which the errors of one long chain would be five times PyTorch's."""
-    case = Case(cell=cell, T=12, B=32, I=64, H=512, dtype="float32", return_states=False)
-    ratios = {name: ours / max(2 * theirs, 4 * ULP) for name, ours, theirs in errors(torch, case)}
-    assert max(ratios.values()) <= 2, ratios
-    assert ratios["grad_x"] <= 1, ratios
+def test_large_layers_beside_torch(cell: str, I: int, H: int, torch: Any) -> None:  # noqa: E741
+    """Sums over hundreds of units and thousands of gates, from an initial state that is larger than all others: one long
+    chain, or one that starts from a large value, would have several times PyTorch's error."""
+    ratios = []
+    for seed in range(2):
+        case = Case(cell=cell, T=12, B=32, I=I, H=H, dtype="float32", return_states=False, seed=seed)
+        ratios += [(ours / max(2 * theirs, 4 * ULP), name) for name, ours, theirs in errors(torch, case)]
+    assert max(ratios)[0] <= 1.5, sorted(ratios)
+    assert np.mean([ratio for ratio, _ in ratios]) <= 0.8, sorted(ratios)
 
 
 def test_gradient_of_the_projection_beside_torch(torch: Any) -> None:

@@ -14,6 +14,7 @@ RNNFAST_BEGIN
 constexpr int64_t kPanelsInCache = 1 << 20;  // weights of a thread that stay in its second-level cache
 constexpr int64_t kSharedRows = 6;  // of a thread at least, where threads share a block: no tile gets smaller sums
 constexpr int64_t kFewInputs = 8;   // whose product costs less than to store it and to load it again
+constexpr int64_t kShortSum = 64;   // of so many units, whatever it starts from
 
 // What one step needs, beside the item.
 template <class T>
@@ -66,12 +67,34 @@ RNNFAST_FN Ahead<T> lines_ahead(const T* weights, int64_t stride, Range blocks, 
 }
 
 template <class T, int MR, int U, int G>
-RNNFAST_FN void product(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_t K, const T* w, int64_t w_stride,
-                        Ahead<T> ahead) {
+RNNFAST_FN void short_product(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_t K, const T* w, int64_t w_stride,
+                              Ahead<T> ahead) {
   if constexpr (looks_ahead(MR * U * G))
     if (ahead.first)
       return accumulate(tile, a, K, w, w_stride, ahead.second ? ahead : Ahead<T>{ahead.first, ahead.first});
   accumulate(tile, a, K, w, w_stride);
+}
+
+template <class T, int MR, int U, int G>
+RNNFAST_FN void product(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_t K, const T* w, int64_t w_stride,
+                        Ahead<T> ahead) {
+  const int64_t pieces = most(1, K / kLongSum);
+  const T* rest[MR];
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m) rest[m] = a[m];
+  Tile<T, MR, U, G> total;
+  for (int64_t piece = 0, k = 0; piece < pieces; ++piece) {
+    if (piece == 1) total = tile;
+    if (piece > 1) total.add(tile);
+    if (piece > 0) tile.clear();
+    const int64_t count = (piece + 1) * K / pieces - k, row = G * Vec<T>::kLanes;
+    short_product(tile, rest, count, w, w_stride, ahead);
+    RNNFAST_UNROLL
+      for (int m = 0; m < MR; ++m) rest[m] += count;
+    k += count, w += count * row;
+    if (ahead.first) ahead = {ahead.first + count * row, ahead.second ? ahead.second + count * row : nullptr};
+  }
+  if (pieces > 1) tile.add(total);
 }
 
 // bias + W_ih x for MR rows of U blocks: the slots [0, kGates).
@@ -109,22 +132,23 @@ void input_tile(const Item<T>& item, const T* const* x_rows, int64_t row, int64_
         }
 }
 
-// What the recurrent product is added to, in the tile, and the slots that it does not feed: loaded, or made here.
+// Before the recurrent product: the slots that it does not feed, and what it is added to from the start, which is nothing
+// where the slots were made before. A sum over many units that starts from a large value rounds each term to that value's
+// digits.
 template <class Cell, class T, int MR, int U>
 RNNFAST_FN void start_tile(const Item<T>& item, const Step<T>& step, int64_t i, int64_t block,
                            Tile<T, MR, U, Cell::kGates>& tile, Vec<T> (&slots)[MR][U][Cell::kSlots]) {
   using V = Vec<T>;
   constexpr int W = V::kLanes, G = Cell::kGates, R = Cell::kRecurrent, S = Cell::kSlots;
   if (!step.x) {
+    tile.clear();
     const T* kept = step.slots + block * step.slot_stride + i * S * W;
     RNNFAST_UNROLL
-      for (int m = 0; m < MR; ++m) {
-        load_vectors<T, U, G>(tile.acc[m], kept + (m * S + R) * W, step.slot_stride);
+      for (int m = 0; m < MR; ++m)
         RNNFAST_UNROLL
           for (int u = 0; u < U; ++u)
             RNNFAST_UNROLL
               for (int s = 0; s < R; ++s) slots[m][u][s] = V::load(kept + u * step.slot_stride + (m * S + s) * W);
-      }
     return;
   }
   Tile<T, MR, U, G> input;
@@ -142,6 +166,22 @@ RNNFAST_FN void start_tile(const Item<T>& item, const Step<T>& step, int64_t i, 
         }
 }
 
+// After it: what the slots held.
+template <class Cell, class T, int MR, int U>
+RNNFAST_FN void add_slots(const Step<T>& step, int64_t i, int64_t block, Tile<T, MR, U, Cell::kGates>& tile) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes, G = Cell::kGates, S = Cell::kSlots;
+  if (step.x) return;
+  const T* kept = step.slots + block * step.slot_stride + (i * S + Cell::kRecurrent) * W;
+  RNNFAST_UNROLL
+    for (int m = 0; m < MR; ++m)
+      RNNFAST_UNROLL
+        for (int u = 0; u < U; ++u)
+          RNNFAST_UNROLL
+            for (int g = 0; g < G; ++g)
+              tile.acc[m][u * G + g] = tile.acc[m][u * G + g] + V::load(kept + u * step.slot_stride + (m * S + g) * W);
+}
+
 // The step itself for MR rows of U blocks: recurrent product, cell, c and h.
 template <class Cell, class T, int MR, int U>
 void cell_tile(const Item<T>& item, const Cell& cell, const Step<T>& step, int64_t i, int64_t block, Ahead<T> ahead) {
@@ -155,6 +195,7 @@ void cell_tile(const Item<T>& item, const Cell& cell, const Step<T>& step, int64
     for (int m = 0; m < MR; ++m) a[m] = step.h_prev[i + m];
   const int64_t w_stride = item.P * G * W;
   product(tile, a, item.P, item.w_hh + block * w_stride, w_stride, ahead);
+  add_slots<Cell>(step, i, block, tile);
 
   T* slots = step.slots + block * step.slot_stride + i * S * W;
   RNNFAST_UNROLL
@@ -310,7 +351,7 @@ class ForwardItem {
   }
 
  private:
-  bool few_inputs() const { return item_.I <= kFewInputs; }
+  bool few_inputs() const { return item_.I <= kFewInputs && item_.P <= kShortSum; }
 
   bool starts_segment(int64_t begin, int64_t end) const {
     return item_.reverse ? end % item_.segment == 0 || end == schedule_.steps : begin % item_.segment == 0;

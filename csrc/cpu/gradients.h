@@ -4,8 +4,9 @@
 //
 // Both are taken while the rows are in cache. The sums of an item (direction, slice of the batch) are its own; a thread
 // makes those of its own blocks, whose gate gradients it has just made, and its part of the units of a shared one. Within a
-// product a sum starts from zero, so that the error grows with the number of products and not with that of rows. In the end the
-// slices are added in their order.
+// product a sum starts from zero, so that the error grows with the number of products and not with that of rows. Rows are
+// added as the loop goes, backwards: a large initial state comes last, and nothing is rounded to its digits after it. In the
+// end the slices are added in their order.
 #pragma once
 
 #include "cpu/forward.h"
@@ -109,14 +110,15 @@ class WeightGradient {
     bool recurrent;
     int64_t block;
     Range units;              // of the block
-    int64_t kept, row, rows;  // `kept` and `row`: the first one among the slots and among the addresses
+    int64_t last, row, rows;  // `last`: the first to be added, among the slots; `row`: the same among the addresses
     bool add;
   };
   template <class Run>
   void for_products(const ChunkRows<T>& rows, bool recurrent, Run&& run) const {
     for_blocks([&](int64_t block, Range units) {
       for (int64_t r = 0; r < rows.count(); r += kProductRows)
-        run({recurrent, block, units, rows.kept + r, r, least(kProductRows, rows.count() - r), !first_ || r > 0});
+        run({recurrent, block, units, rows.kept + rows.count() - 1 - r, r, least(kProductRows, rows.count() - r),
+             !first_ || r > 0});
     });
   }
 
@@ -141,11 +143,11 @@ class WeightGradient {
   void wide(const Product& p, int64_t column, int64_t width) {
     const int64_t first = (p.recurrent ? R * W : 0) + p.units.begin;
     const int64_t next = p.block + 1 < me_.blocks.end ? p.block + 1 : me_.blocks.begin;
-    const T* gates = slot_of<Cell>(item_, p.block, p.kept) + first;
-    const T* ahead = slot_of<Cell>(item_, next, p.kept) + first;
+    const T* gates = slot_of<Cell>(item_, p.block, p.last) + first;
+    const T* ahead = slot_of<Cell>(item_, next, p.last) + first;
     T* const sums = (p.recurrent ? sums_.w_hh : sums_.w_ih) + column;
     for (int g = 0; g < G; ++g)
-      outer_units<T, U>({gates + g * W, ahead + g * W, S * W, scratch_.panel + p.row * U * W, p.rows,
+      outer_units<T, U>({gates + g * W, ahead + g * W, -S * W, scratch_.panel + p.row * U * W, p.rows,
                          sums + first_unit(p, g) * width, width, least(W, width - column - (U - 1) * W), p.add},
                         p.units.end - p.units.begin);
   }
@@ -156,12 +158,12 @@ class WeightGradient {
   }
 
   void narrow(const Product& p, int64_t width) {
-    const T* gates = slot_of<Cell>(item_, p.block, p.kept) + (p.recurrent ? R * W : 0);
+    const T* gates = slot_of<Cell>(item_, p.block, p.last) + (p.recurrent ? R * W : 0);
     for_tiles(width, max_rows(G), [&](int64_t column, int64_t count) {
       with_rows<1, G>(count, [&]<int MR, int U>() {
         Tile<T, MR, 1, G> tile;
         tile.clear();
-        outer<T, MR, 1, G>(tile, scratch_.h_rows + p.row, column, p.rows, gates, S * W, 0);
+        outer<T, MR, 1, G>(tile, scratch_.h_rows + p.row, column, p.rows, gates, -S * W, 0);
         for (int m = 0; m < MR; ++m)
           for (int g = 0; g < G; ++g) {
             T* sums = (p.recurrent ? sums_.w_hh : sums_.w_ih) + first_unit(p, g) * width + column + m;
@@ -219,7 +221,7 @@ class WeightGradient {
     for (int64_t i = 0; i < n; ++i) values[i] = T(0);
   }
 
-  // Addresses of the rows' inputs, or of their previous h.
+  // Addresses of the rows' inputs, or of their previous h, from the last row to the first.
   void fill_rows(const ChunkRows<T>& rows, bool recurrent) {
     const Schedule& schedule = item_.schedule;
     for (int64_t r = rows.begin, t = rows.t; r < rows.end; ++t) {
@@ -228,6 +230,10 @@ class WeightGradient {
       const Range sequences{r - row0, stop - row0};
       recurrent ? previous_h_rows(item_, t, sequences, target) : input_rows(item_, t, sequences, target);
       r = most(r, stop);
+    }
+    for (const T **a = scratch_.h_rows, **b = a + rows.count() - 1; a < b; ++a, --b) {
+      const T* const kept = *a;
+      *a = *b, *b = kept;
     }
   }
 

@@ -74,6 +74,9 @@ struct Ahead {
 };
 constexpr bool looks_ahead(int accumulators) { return kVectorBytes && accumulators >= 12; }
 
+// Long sums are made of sums over so many: the error of one grows with its length.
+constexpr int64_t kLongSum = 256;
+
 template <class T, int MR, int U, int G>
 RNNFAST_FN void accumulate(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_t K, const T* w, int64_t w_stride,
                            Ahead<T> ahead) {
@@ -104,9 +107,6 @@ RNNFAST_FN void accumulate(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int
   }
   for (; k < K; ++k) rank_one(tile, a, k, w + k * (G * W), w_stride);
 }
-
-// Sums over all gates of all units are made of sums over so many: the error of one long sum grows with its length.
-constexpr int64_t kLongSum = 256;
 
 // The gates of a row, blocked: `full` blocks of G * W values, `block_stride` apart, then G pieces of `tail` values.
 struct GateOperand {
