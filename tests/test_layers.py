@@ -446,6 +446,8 @@ def test_sequential_failure_leaves_all_gradients():
 def test_sequential_refuses():
     with pytest.raises(TypeError, match=r"modules\[1\]: expected a Module, got function"):
         Sequential(Dropout(), lambda x: x)
+    with pytest.raises(TypeError, match=r"modules\[0\]: expected a layer, got GRUCell, for single steps"):
+        Sequential(rnnfast.GRUCell(2, 2))
     layer = Linear(2, 2)
     with pytest.raises(ValueError, match="modules: expected each module once"):
         Sequential(layer, layer)

@@ -74,7 +74,7 @@ def _explain_chain(chain: Sequential, x: Any, lengths: Any) -> str:
             if isinstance(child, Sequential):
                 x = walk(child, x, f"{prefix}{name}.")
                 continue
-            if isinstance(child, (RecurrentLayer, RecurrentCell)):
+            if isinstance(child, RecurrentLayer):
                 lines.append(f"{prefix}{name}: {explain(child, x)}")
             result = child(x)
             x = result[0] if isinstance(result, tuple) else result

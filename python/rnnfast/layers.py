@@ -33,6 +33,7 @@ from ._arrays import (
     new_weight,
 )
 from .base import Module, Parameter
+from .cells import RecurrentCell
 from .reference import dropout_mask
 
 __all__ = ["Dropout", "Embedding", "Linear", "Sequential"]
@@ -325,6 +326,8 @@ class Sequential(Module):
         for i, module in enumerate(modules):
             if not isinstance(module, Module):
                 raise TypeError(f"modules[{i}]: expected a Module, got {type(module).__name__}")
+            if isinstance(module, RecurrentCell):  # its backward wants the context of each step
+                raise TypeError(f"modules[{i}]: expected a layer, got {type(module).__name__}, for single steps")
         if len({id(m) for m in modules}) < len(modules):
             raise ValueError("modules: expected each module once, got one twice")
         for i, module in enumerate(modules):
