@@ -187,8 +187,8 @@ class Embedding(_Layer):
     def forward(self, indices: Any) -> Any:
         """indices [...] -> [..., embedding_dim]. TypeError: not integers; ValueError: one is outside the table."""
         weight = self.weight.data
-        check_shape("weight", weight, (self.num_embeddings, self.embedding_dim))
         xp = check_array("indices", indices, check_array("weight", weight))
+        check_shape("weight", weight, (self.num_embeddings, self.embedding_dim))
         check_index("indices", indices, self.num_embeddings)
         indices = indices.astype(np.intp)  # a copy: the caller may fill its buffer with the next batch
         if self.training:
@@ -391,5 +391,6 @@ def _first(result: Any) -> Any:
 
 def _check_input(name: str, value: Any, weight: Any, shape: tuple[Any, ...]) -> None:
     check_array(name, value, check_array("weight", weight))
-    check_dtype(name, value, weight.dtype)
+    if value.dtype != weight.dtype:
+        raise TypeError(f"{name}: expected dtype {weight.dtype}, that of weight, got {value.dtype}")
     check_shape(name, value, shape)
