@@ -22,11 +22,11 @@ from ..bench.machine import usable_cores
 from ..bench.rivals import LIBRARIES, VARIANTS, how_to_install, is_known, label
 from ..bench.rows import CELLS, DEVICES, DTYPES, MODES, Row, shape_name
 from ..bench.session import OWN, Outcome, Session
+from . import INTERRUPTED
 from .console import make_console, progress_bar
 from .parameters import COMMA_LIST, SHAPE, CommaList, Share
 
 _PEAK_DTYPES = ("float32", "float64")
-_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def run(plan: Plan, console: Console) -> int:
                 advance()
         except KeyboardInterrupt:
             console.print("[yellow]interrupted; what was measured so far:")
-            status = _INTERRUPTED
+            status = INTERRUPTED
         except SystemExit as stop:  # SIGTERM
             console.print("[yellow]terminated; what was measured so far:")
             status = int(stop.code or 0)
