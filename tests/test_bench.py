@@ -455,6 +455,7 @@ def test_readme_tables_are_made_from_the_records(tmp_path: Path) -> None:
     assert subprocess.run(command, env=environment, check=False).returncode == 0
     text = readme.read_text()
     assert re.search(r"\| infer \| gru \| small \| 1 \|", text)
+    assert "| × numpy | row with the least × numpy |" in text
     assert "Some CPU" in text
     assert "old" not in text
 
