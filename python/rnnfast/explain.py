@@ -23,12 +23,12 @@ def explain(module: Any, x: Any, *, lengths: Any = None) -> str:
     ----------
     module
         A recurrent layer or cell of `rnnfast` or of `rnnfast.torch`; or a `Sequential` or any torch.nn.Module, for which
-        every recurrent module within is explained, a line each.
+        every recurrent module within is explained, a line each, by its first input when a copy is called.
     x
         Its input. The call is made once, as in training, because the plan depends on the input's shape; nothing of the
         module changes.
     lengths
-        As in the call of a layer; a `Sequential` takes none.
+        As in the call of a layer; modules that contain layers take none.
 
     Returns
     -------
