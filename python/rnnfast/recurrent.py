@@ -167,12 +167,6 @@ class Recurrent(Module):
         values = {name: getattr(self, name) for name in names}
         return {name: value.name if isinstance(value, np.dtype) else value for name, value in values.items()}
 
-    def to_torch(self) -> Any:
-        """The same module in PyTorch, with copies of the weights, in the same mode."""
-        from .interop import to_torch
-
-        return to_torch(self)
-
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as PyTorch shows them."""
         shown = [str(self.input_size), str(self.hidden_size)]
