@@ -3,9 +3,9 @@
     python bench/plots.py [--results DIR] [--pictures DIR] [--readme FILE] [--check]
 
 One picture a file. In the README everything between ``<!-- bench: NAME -->`` and ``<!-- /bench -->`` is replaced by
-the table of NAME.json: geometric mean and minimum of the ratios by mode, cell and size, the worst row by name, and
-where it was measured. With --check nothing is written; the exit status is 1 if the README does not say what the
-records say.
+the table of NAME.json: geometric mean and minimum of the ratios by mode, cell and size, the name of the row that has the
+least ratio of the last column, and where it was measured. With --check nothing is written; the exit status is 1 if the
+README does not say what the records say.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def table(rows: Sequence[records.Record], provenance: dict[str, Any]) -> str:
     """The summary as a Markdown table with its provenance below."""
     groups = summary.groups(rows)
     rivals = list(dict.fromkeys(group.rival for group in groups))
-    heads = ["mode", "cell", "size", "rows", *(f"× {name}" for name in rivals), "slowest row against the last"]
+    heads = ["mode", "cell", "size", "rows", *(f"× {name}" for name in rivals), f"row with the least × {rivals[-1]}"]
     lines = [heads, ["---"] * 4 + ["---:"] * len(rivals) + ["---"]]
     for key in dict.fromkeys((group.mode, group.cell, group.size_class) for group in groups):
         members = {g.rival: g for g in groups if (g.mode, g.cell, g.size_class) == key}

@@ -213,7 +213,7 @@ def test_rivals_agree_with_the_reference(library: str, cell: str, restore_sharin
 def test_contenders_by_name_and_by_file(tmp_path: Path) -> None:
     assert rivals.load("torch-bf16" if "torch" in INSTALLED else "numpy")[1] in ("bf16", "")
     own = tmp_path / "mine.py"
-    own.write_text("def version(): return '7'\n")
+    own.write_text("def version(): return '7'\navailable = prepare = print\n")
     assert rivals.load(str(own))[0].version() == "7"
     assert rivals.label(str(own)) == "mine"
     with pytest.raises(FileNotFoundError, match="contender"):
@@ -240,6 +240,7 @@ def test_a_file_may_be_about_this_package(tmp_path: Path) -> None:
         "    return repr(rnnfast.LSTM(2, 3))\n"
         "def version():\n"
         "    return rnnfast.__version__\n"
+        "prepare = print\n"
     )
     with contender.Contender(str(own), threads=1) as child:
         assert child.open() == "LSTM(2, 3)"
@@ -454,6 +455,7 @@ def test_readme_tables_are_made_from_the_records(tmp_path: Path) -> None:
     assert subprocess.run(command, env=environment, check=False).returncode == 0
     text = readme.read_text()
     assert re.search(r"\| infer \| gru \| small \| 1 \|", text)
+    assert "| × numpy | row with the least × numpy |" in text
     assert "Some CPU" in text
     assert "old" not in text
 

@@ -19,7 +19,7 @@ import rnnfast
 from rnnfast import _core, reference
 from rnnfast.bench import report
 from rnnfast.bench.records import FIELDS
-from rnnfast.cli import bench, main, selftest, selftest_cases
+from rnnfast.cli import bench, info, main, selftest, selftest_cases
 
 QUICK_RUN = ["bench", "--shape", "4,2,3,5", "--rounds", "1", "--threads", "1"]
 
@@ -98,6 +98,20 @@ def test_info_as_a_table() -> None:
     shown = invoke("info").output
     assert _core.isa() in shown
     assert "CUDA" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "function"), [(["info"], info, "collect"), (["selftest"], selftest, "run_isa")]
+)
+def test_an_interrupt_is_told_from_a_failure(
+    arguments: list[str], module: Any, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, function, interrupt)
+    done = invoke(*arguments)
+    assert (done.exit_code, done.stderr) == (130, "interrupted\n")
 
 
 # --- the self-test ---------------------------------------------------------------------------------------------------
@@ -186,6 +200,9 @@ def test_the_gpu_suite_is_on_the_gpu() -> None:
         (["--reset", "2"], "--reset"),
         (["--rounds", "0"], "--rounds"),
         (["--against", "tensorflow"], "tensorflow"),
+        (["--against", "torch,mine/torch.py"], "expected rivals of different names, got torch and mine/torch.py"),
+        (["--against", "rnnfast.py"], "expected rivals of different names, got rnnfast and rnnfast.py"),
+        (["--json", "a.png", "--plot", "a.png"], "expected another file than --json"),
         (["--json", "/no/such/folder/a.json"], "folder"),
         (["--suite", "all"], "quick"),
         (["--mode", "step", "--ragged", "0.5", "--bidirectional"], "--ragged, --bidirectional: expected rows"),
@@ -260,6 +277,31 @@ def test_a_missing_rival_fails_before_anything_is_timed(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1", "cannot run mine: TypeError: contender: expected a Python file with available, version, prepare"),
+        (WRONG.replace("def version", "def name"), "mine.py without version"),
+        (WRONG.replace("return None", "return True"), "available: expected None or the reason why not, got True"),
+        (WRONG.replace("return Job(", "return ("), "mine: TypeError: prepare: expected a Job of"),
+    ],
+)
+def test_a_file_that_is_no_rival_is_told(text: str, words: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(text)
+    done = invoke(*QUICK_RUN, "--cell", "rnn", "--mode", "infer", "--against", str(mine))
+    assert done.exit_code == 1
+    assert words in done.output.replace("\n", "")  # a long path may break the line
+
+
+def test_a_link_names_the_folder_it_leads_to(tmp_path: Path) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "none" / "a.json")
+    done = invoke(*QUICK_RUN, "--json", str(link))
+    assert done.exit_code == 2
+    assert f"--json: the folder {tmp_path / 'none'} does not exist" in done.output
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     target, link = tmp_path / "target.json", tmp_path / "link.json"
     target.write_text("old")
@@ -295,7 +337,7 @@ def test_an_interrupt_leaves_no_process() -> None:
         children = _wait_for_children(parent.pid, 3)
         time.sleep(0.5)
         os.killpg(parent.pid, signal.SIGINT)
-        assert parent.wait(timeout=30) in (1, 130)  # 1: before the first row
+        assert parent.wait(timeout=30) == 130
     assert [pid for pid in children if _lives(pid)] == []
 
 

@@ -280,7 +280,8 @@ def test_torch_copies():
 
 def test_methods_and_functions_are_one():
     pytest.importorskip("torch")
-    for module in (RNN(IN, H), LSTMCell(IN, H), GRUCell(IN, H), RNNCell(IN, H)):
+    others = Linear(IN, H), Embedding(5, IN), Dropout(0.1), Sequential(Embedding(5, IN), GRU(IN, H))
+    for module in (RNN(IN, H), LSTMCell(IN, H), GRUCell(IN, H), RNNCell(IN, H), *others):
         assert repr(module.to_torch()) == repr(to_torch(module))
 
 

@@ -164,7 +164,7 @@ def test_linear_refuses(arguments, error, message):
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (np.ones((2, 3)), TypeError, "x: expected dtype float32, got float64"),
+        (np.ones((2, 3)), TypeError, "x: expected dtype float32, that of weight, got float64"),
         (np.ones((2, 4), np.float32), ValueError, r"x: expected shape \(\.\.\., 3\), got \(2, 4\)"),
         (np.float32(1), TypeError, "x: expected a numpy array, got numpy.float32"),
         (np.array(1, np.float32), ValueError, r"x: expected shape \(\.\.\., 3\), got \(\)"),
@@ -195,7 +195,7 @@ def test_failed_backward_changes_nothing():
         layer(np.ones((1, 3), np.float32))
     layer = Linear(3, 2, seed=0)
     layer.bias.data = np.zeros(2)
-    with pytest.raises(TypeError, match="bias: expected dtype float32, got float64"):
+    with pytest.raises(TypeError, match="bias: expected dtype float32, that of weight, got float64"):
         layer(np.ones((1, 3), np.float32))
 
 
@@ -297,7 +297,7 @@ def test_embedding_bad_grad_output():
     layer(np.array([1, 2]))
     with pytest.raises(ValueError, match=r"grad_output: expected shape \(2, 2\), got \(2, 3\)"):
         layer.backward(np.zeros((2, 3), np.float32))
-    with pytest.raises(TypeError, match="grad_output: expected dtype float32, got float64"):
+    with pytest.raises(TypeError, match="grad_output: expected dtype float32, that of weight, got float64"):
         layer.backward(np.zeros((2, 2)))
     assert layer.weight.grad is None
 
@@ -374,6 +374,16 @@ def test_dropout_refuses():
         layer.backward(np.ones((2, 3), np.float32))
 
 
+def test_a_weight_of_another_kind_is_named():
+    linear, table = Linear(2, 3), Embedding(2, 3)
+    linear.weight.data = linear.weight.data.astype(F64)
+    with pytest.raises(TypeError, match="x: expected dtype float64, that of weight, got float32"):
+        linear(np.zeros((4, 2), np.float32))
+    table.weight.data = table.weight.data.tolist()
+    with pytest.raises(TypeError, match="^weight: expected an array, got builtins.list"):
+        table(np.array([0]))
+
+
 # ---- Sequential
 
 
@@ -446,6 +456,8 @@ def test_sequential_failure_leaves_all_gradients():
 def test_sequential_refuses():
     with pytest.raises(TypeError, match=r"modules\[1\]: expected a Module, got function"):
         Sequential(Dropout(), lambda x: x)
+    with pytest.raises(TypeError, match=r"modules\[0\]: expected a layer, got GRUCell, for single steps"):
+        Sequential(rnnfast.GRUCell(2, 2))
     layer = Linear(2, 2)
     with pytest.raises(ValueError, match="modules: expected each module once"):
         Sequential(layer, layer)

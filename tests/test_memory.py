@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,12 @@ def resident():
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell resident memory in /proc")
+tells_memory = pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="the system does not tell resident memory in /proc"
+)
+
+
+@tells_memory
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN", "LeakyRNN"])
 def test_no_leak(cell: str, run_python: RunPython) -> None:
     """200 training steps, streams, packed weights and refused calls: the process does not grow."""
@@ -145,3 +151,45 @@ print(peak() - before - output.nbytes - ctx.nbytes - grad_x.nbytes)
     inference, training = map(int, run_python(code, timeout=120).split())
     assert inference <= 16 * 2**20
     assert training <= 16 * 2**20
+
+
+TOO_LARGE = """
+import resource
+import numpy as np, rnnfast
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+def refused(call):
+    try:
+        call()
+    except MemoryError as error:
+        print(error)
+
+lstm = rnnfast.LSTM(1, 16, seed=0)
+grad = np.ones((4000, 100, 16), np.float32)
+lstm(np.ones((4000, 100, 1), np.float32))
+with open("/proc/self/statm") as file:
+    limit(int(file.read().split()[0]) * resource.getpagesize() + (64 << 20))
+refused(lambda: lstm.backward(grad, retain=True))  # to keep the gates, 128 MB, it copies them
+limit(6 << 30)
+lstm.backward(grad)
+flat = np.broadcast_to(np.float32(0), (25, 1_000_000, 1))  # 1.6 GB of results, 8 GB of gates
+long = np.broadcast_to(flat[:1], (250, 1_000_000, 1))
+refused(lambda: lstm(flat))
+refused(lambda: lstm(long, lean=True))
+refused(lambda: lstm.infer(long))
+refused(lambda: lstm.stream(2**31 - 1))
+"""
+
+
+@tells_memory
+def test_too_little_is_said(run_python: RunPython) -> None:
+    """What wants it, how many bytes, and what takes less; of a stream the states of now and of the next step together."""
+    copy, gates, lean, inference, stream = run_python(TOO_LARGE, OPENBLAS_NUM_THREADS="1").splitlines()
+    less = re.escape("lean=True, checkpoint_every=k (in the forward call) or shorter sequences take less")
+    assert re.fullmatch(rf"backward: expected memory for \d{{9}} bytes, found less; {less}", copy)
+    assert re.fullmatch(rf"x: expected memory for \d{{10}} bytes, found less; {less}", gates)
+    results = f"x: expected memory for {250 * 10**6 * 16 * 4} bytes, found less; fewer or shorter sequences take less"
+    assert (lean, inference) == (results, results)
+    assert stream == f"batch_size: expected memory for {(2**31 - 1) * 16 * 4 * 4} bytes, found less"

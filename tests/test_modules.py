@@ -11,6 +11,7 @@ import pytest
 
 from rnnfast import functional, reference
 from rnnfast.base import Module, Parameter
+from rnnfast.cells import GRUCell
 from rnnfast.modules import GRU, LSTM, RNN, RecurrentLayer
 
 LAYERS = {
@@ -642,6 +643,23 @@ def test_bad_arguments_are_named(name, value, error):
     arguments = {"input_size": IN, "hidden_size": H, name: value}
     with pytest.raises(error, match=name):
         LSTM(**arguments)
+
+
+@pytest.mark.parametrize("when", ["training", "before eval", "after eval"])
+@pytest.mark.parametrize("defect", ["dtype", "shape"])
+@pytest.mark.parametrize("module", [LSTM(IN, H), GRUCell(IN, H)], ids=["LSTM", "GRUCell"])
+def test_a_weight_that_does_not_fit_is_named(module, defect, when):
+    """And not x, or another weight, that disagrees with it."""
+    module = copy.deepcopy(module)
+    if when == "after eval":
+        module.eval()
+    first = next(module.parameters())
+    first.data = first.data.astype(np.float64) if defect == "dtype" else first.data[:, :-1].copy()
+    if when == "before eval":
+        module.eval()
+    x = np.zeros((T, B, IN) if isinstance(module, LSTM) else (B, IN), np.float32)
+    with pytest.raises((TypeError, ValueError), match=rf"^{first.name}: expected"):
+        module(x)
 
 
 def test_more_bad_arguments():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -164,6 +165,32 @@ def test_explain():
         one = x[0] if isinstance(cell, nn.Module) else x[0].numpy()
         assert explain(cell, one).startswith("LSTMCell: rnnfast's kernel for float32")
         assert explain(cell, one[0]).split(" (predicted")[0] == explain(cell, one).split(" (predicted")[0]
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(9, 3), nn.BatchNorm1d(3)
+        self.encoder = rt.LSTM(3, 4, batch_first=True, bidirectional=True)
+        self.spare, self.cell = rt.GRU(3, 4), rt.GRUCell(8, 5)
+
+    def forward(self, indices):
+        hidden, _ = self.encoder(input=self.norm(self.embedding(indices).mT).mT, lengths=[5, 2])
+        return self.cell(nn.functional.dropout(hidden[:, 0]))
+
+
+def test_explain_calls_a_copy_of_a_model():
+    model, indices = Tagger(), torch.arange(10).reshape(2, 5) % 9
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    encoder, spare, cell = explain(model, indices).splitlines()
+    assert encoder == f"encoder: {explain(model.encoder, torch.zeros(2, 5, 3), lengths=[5, 2])}"
+    assert spare.endswith("kernel for float32 on the CPU; no plan, because the call leaves it out")
+    assert cell == f"cell: {explain(model.cell, torch.zeros(2, 8))}"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert "the call ended before it: TypeError" in explain(nn.Sequential(nn.Bilinear(3, 3, 3), model.cell), indices)
+    with pytest.raises(TypeError, match="lengths: expected None"):
+        explain(model, indices, lengths=[5, 2])
 
 
 def test_explain_changes_nothing():

@@ -79,16 +79,28 @@ inline bool rows_contiguous(const py::array& a) {
   if (a.size() == 0) return true;  // nothing is read, and strides may be anything
   return element_strides(a) && (a.shape(last) <= 1 || a.strides(last) == a.itemsize());
 }
+[[noreturn]] inline void throw_memory_error(const std::string& text) {
+  PyErr_SetString(PyExc_MemoryError, text.c_str());
+  throw py::error_already_set();
+}
+// What `call` returns; where there is no memory for it, the error says what wants it, and what would take less.
+template <class Call>
+auto wanting_memory(const char* name, const char* less, const Call& call) {
+  try {
+    return call();
+  } catch (const std::bad_alloc& error) {
+    throw_memory_error(std::string(name) + ": " + error.what() + less);
+  }
+}
+
 // What NumPy has made of `from`; it makes nothing where there is no memory for it.
 template <class Array>
 Array made(const char* name, const py::array& from, Array array) {
   if (array) return array;
   double count = 1;
   for (py::ssize_t i = 0; i < from.ndim(); ++i) count *= static_cast<double>(from.shape(i));
-  PyErr_SetString(PyExc_MemoryError, (std::string(name) + ": expected memory for a contiguous copy of " +
-                                      std::to_string(static_cast<uint64_t>(count)) + " values, found none")
-                                         .c_str());
-  throw py::error_already_set();
+  throw_memory_error(std::string(name) + ": expected memory for a contiguous copy of " +
+                     std::to_string(static_cast<uint64_t>(count)) + " values, found none");
 }
 inline py::array contiguous(const char* name, const py::array& a) {
   return made(name, a, py::array::ensure(a, int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_}));

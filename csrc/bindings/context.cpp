@@ -196,11 +196,13 @@ py::tuple ContextObject::backward(const py::object& grad_output, const py::objec
   call.grad_output(grad_output);
   call.grad_states(grad_hn, grad_cn, grad_h_all, grad_c_all);
   call.require_reserve();
-  call.grad_x(need_grad_x, grad_x);
-  call.initial_states(need_grad_state);
-  if (record) call.record();
-  call.weights(weights_, need_grad_weights);
-  return call.run(retain);
+  return wanting_memory("backward", smaller(!context_->args.lean), [&] {
+    call.grad_x(need_grad_x, grad_x);
+    call.initial_states(need_grad_state);
+    if (record) call.record();
+    call.weights(weights_, need_grad_weights);
+    return call.run(retain);
+  });
 }
 
 }  // namespace rnnfast::bindings

@@ -259,8 +259,10 @@ py::tuple StackObject::forward(const py::object& x, const py::object& h0, const 
   forward.dropout(dropout, seed, call);
   forward.memory(lean, checkpoint_every);
   forward.weights(weights, packed, training);
-  forward.outputs(output, hn, cn, return_states);
-  return forward.run(training);
+  return wanting_memory("x", smaller(training && !lean && !checkpoint_every), [&] {
+    forward.outputs(output, hn, cn, return_states);
+    return forward.run(training);
+  });
 }
 
 const PackedObject& StackObject::matching(const py::object& packed) const {
@@ -278,7 +280,7 @@ const PackedObject& StackObject::matching(const py::object& packed) const {
 PackedObject::PackedObject(const StackObject& stack, const py::sequence& weights) {
   std::vector<py::object> kept;
   const auto matrices = stack.layer_weights(weights, &kept);
-  packed = std::make_unique<Packed>(stack.config, matrices);
+  packed = wanting_memory("weights", "", [&] { return std::make_unique<Packed>(stack.config, matrices); });
 }
 
 }  // namespace rnnfast::bindings

@@ -9,6 +9,12 @@
 
 namespace rnnfast::bindings {
 
+// What takes less memory than a call that found too little.
+inline const char* smaller(bool keeps_gates) {
+  return keeps_gates ? "; lean=True, checkpoint_every=k (in the forward call) or shorter sequences take less"
+                     : "; fewer or shorter sequences take less";
+}
+
 class StackObject;
 
 class PackedObject {
@@ -84,6 +90,7 @@ class StreamObject {
 
  private:
   void require_open() const;
+  py::array zeros(int64_t width) const;  // [L, B, width]
   const StackObject stack_;
   std::shared_ptr<PackedObject> packed_;
   int64_t batch_;

@@ -8,13 +8,22 @@ StreamObject::StreamObject(const StackObject& stack, std::shared_ptr<PackedObjec
     : stack_(stack), packed_(std::move(packed)), batch_(positive("batch_size", batch_size)) {
   if (stack.config.num_directions != 1)
     throw py::value_error("stream: expected one direction, got a bidirectional layer");
-  for (int i = 0; i < 2; ++i) {
-    h_[i] = empty(stack.config.dtype, {stack.config.states(), batch_, stack.config.output_size()});
-    std::memset(h_[i].mutable_data(), 0, h_[i].nbytes());
-    if (!stack.has_cell_state) continue;
-    c_[i] = empty(stack.config.dtype, {stack.config.states(), batch_, stack.config.hidden_size});
-    std::memset(c_[i].mutable_data(), 0, c_[i].nbytes());
-  }
+  const Config& config = stack.config;
+  const double rows = 2.0 * static_cast<double>(config.states()) * static_cast<double>(batch_);
+  const int64_t width = config.output_size() + (stack.has_cell_state ? config.hidden_size : 0);
+  wanting_memory("batch_size", "", [&] {
+    require_memory(rows * static_cast<double>(width * item_size(config.dtype)));
+    for (int i = 0; i < 2; ++i) {
+      h_[i] = zeros(config.output_size());
+      if (stack.has_cell_state) c_[i] = zeros(config.hidden_size);
+    }
+  });
+}
+
+py::array StreamObject::zeros(int64_t width) const {
+  py::array a = empty(stack_.config.dtype, {stack_.config.states(), batch_, width});
+  std::memset(a.mutable_data(), 0, a.nbytes());
+  return a;
 }
 
 void StreamObject::require_open() const {

@@ -92,8 +92,10 @@ class InferenceCall {
 
   void run(const py::object& packed) const {
     const PackedObject& weights = stack_.matching(packed);
-    const py::gil_scoped_release release;
-    rnnfast::forward(config_, args_, nullptr, weights.packed.get(), false);
+    wanting_memory("x", smaller(false), [&] {
+      const py::gil_scoped_release release;
+      return rnnfast::forward(config_, args_, nullptr, weights.packed.get(), false);
+    });
   }
 
  private:

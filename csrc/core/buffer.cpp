@@ -4,9 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <limits>
 #include <mutex>
-#include <new>
+#include <string>
 #include <vector>
 
 namespace rnnfast {
@@ -14,6 +17,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kLeastPooled = size_t{256} << 20, kMostPooled = size_t{1} << 30, kMostBlocks = 64;
+constexpr double kAskedFor = 1 << 30;  // less is allocated without a look at what the system has
 
 struct Block {
   uint8_t* data;
@@ -55,17 +59,41 @@ Block take_pooled(size_t bytes) {
   return block;
 }
 
+// Bytes that the system could still back, infinite where it does not say.
+double available_memory() {
+  double memory = std::numeric_limits<double>::infinity(), swap = 0;
+  std::ifstream file("/proc/meminfo");
+  for (std::string line; std::getline(file, line);) {
+    std::sscanf(line.c_str(), "MemAvailable: %lf", &memory);
+    std::sscanf(line.c_str(), "SwapFree: %lf", &swap);
+  }
+  return (memory + swap) * 1024;
+}
+
 Block allocate(size_t bytes) {
   const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
-  if (bytes > SIZE_MAX - alignment) throw std::bad_alloc();
+  require_memory(static_cast<double>(bytes));
+  if (bytes > SIZE_MAX - alignment) throw OutOfMemory(static_cast<double>(bytes));
   const size_t capacity = (bytes + alignment - 1) / alignment * alignment;
   auto* data = static_cast<uint8_t*>(std::aligned_alloc(alignment, capacity));
-  if (!data) throw std::bad_alloc();
+  if (!data) throw OutOfMemory(static_cast<double>(bytes));
   if (alignment == kHugePage) madvise(data, capacity, MADV_HUGEPAGE);
   return {data, capacity};
 }
 
 }  // namespace
+
+OutOfMemory::OutOfMemory(double bytes) {
+  char digits[320];  // of the largest double
+  std::snprintf(digits, sizeof digits, "%.0f", bytes);
+  text_ = std::string("expected memory for ") + digits + " bytes, found less";
+}
+
+void require_memory(double bytes) {
+  if (bytes < kAskedFor || bytes <= available_memory()) return;
+  release_pool();
+  if (bytes > available_memory()) throw OutOfMemory(bytes);
+}
 
 Buffer::Buffer(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
+#include <string>
 #include <utility>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -23,10 +25,24 @@ inline void forbid(const uint8_t*, size_t) {}
 inline void allow(const uint8_t*, size_t) {}
 #endif
 
+// Says how much was wanted.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(double bytes);
+  const char* what() const noexcept override { return text_.c_str(); }
+
+ private:
+  std::string text_;
+};
+
+// OutOfMemory where the system could not back so many bytes: it may grant them all the same, and end the process that
+// touches them. For what is allocated in several pieces before any of them is touched.
+void require_memory(double bytes);
+
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes);  // uninitialised, 64-byte aligned; std::bad_alloc
+  explicit Buffer(size_t bytes);  // uninitialised, 64-byte aligned; OutOfMemory
   ~Buffer();
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {

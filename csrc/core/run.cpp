@@ -317,6 +317,14 @@ void run_engine(void (*kernels)(int, const Network<T>&), int cell, Network<T> ne
   contention().report(waited, monotonic_ns() - start);
 }
 
+// Bytes of what a forward call returns: memory that nobody has touched yet.
+template <class T>
+double results(const Config& config, const ForwardArgs& args) {
+  const int64_t states = (args.h_all ? config.output_size() : 0) + (args.c_all ? config.hidden_size : 0);
+  const int64_t values = config.num_directions * config.output_size() + config.states() * states;
+  return static_cast<double>(args.steps) * static_cast<double>(args.batch) * static_cast<double>(values) * sizeof(T);
+}
+
 template <class T>
 void run_forward(const Config& config, const ForwardArgs& args, const Plan& plan,
                  const std::vector<LayerWeights>* weights, const Packed* packed, Context* context) {
@@ -324,7 +332,10 @@ void run_forward(const Config& config, const ForwardArgs& args, const Plan& plan
   Builder<T> builder(config, args, plan, context ? Pass::kTraining : Pass::kInference);
   Carver count_reserve, count_workspace;
   builder.build(count_reserve, count_workspace);
-  Buffer fresh(packed ? 0 : Packed::Layout::bytes<T>(config, lanes)), workspace(count_workspace.used());
+  const size_t packed_size = packed ? 0 : Packed::Layout::bytes<T>(config, lanes);
+  require_memory(static_cast<double>(packed_size + count_workspace.used() + count_reserve.used()) +
+                 results<T>(config, args));
+  Buffer fresh(packed_size), workspace(count_workspace.used());
   if (context) context->reserve = Buffer(count_reserve.used());
   Carver reserve(context ? context->reserve.data() : nullptr), work(workspace.data());
   builder.build(reserve, work);
@@ -350,6 +361,7 @@ class BackwardBuilder {
     Carver count_reserve, count;
     builder.build(count_reserve, count);
     fill(builder, count);
+    require_memory(static_cast<double>(count.used()) + grad_x_bytes());
     Buffer workspace(count.used());
     Carver reserve(context_.reserve.data()), work(workspace.data());
     builder.build(reserve, work);
@@ -388,6 +400,11 @@ class BackwardBuilder {
     if (plan_.segment) builder.set_forward_weights(forward_weights);
   }
 
+  // Untouched so far, as the results of a forward call.
+  double grad_x_bytes() const {
+    const ForwardArgs& forward = context_.args;
+    return wants_x() ? static_cast<double>(forward.steps * forward.batch * config_.input_size) * sizeof(T) : 0;
+  }
   bool wants_x() const { return args_.grad_x.data != nullptr; }
   bool wants_states() const { return args_.grad_h0.data || args_.grad_reset_h.data || args_.grad_reset_c.data; }
 

@@ -202,6 +202,12 @@ class Module:
                 module.training = training
                 module._mode_changed()
 
+    def to_torch(self) -> Any:
+        """The same module in PyTorch, with copies of the weights, in the same mode; TypeError where it has none."""
+        from .interop import to_torch
+
+        return to_torch(self)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 

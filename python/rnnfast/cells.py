@@ -87,14 +87,18 @@ class RecurrentCell(Recurrent):
         if unbatched:
             x, hx = x[None], map_state(with_batch_axis("hx", 1, axis=0), hx)
         parameters = self._weight_parameters()
-        _, state, context = functional.forward(
-            self.cell,
-            x[None] if shape else x,
-            map_state(with_batch_axis("hx", 2, axis=0), hx),
-            [p.data for p in parameters] if self.training else self._inference_weights(),
-            training=self.training,
-            **self._cell_options(),
-        )
+        try:
+            _, state, context = functional.forward(
+                self.cell,
+                x[None] if shape else x,
+                map_state(with_batch_axis("hx", 2, axis=0), hx),
+                [p.data for p in parameters] if self.training else self._inference_weights(),
+                training=self.training,
+                **self._cell_options(),
+            )
+        except (TypeError, ValueError) as error:
+            self._check_weights(error)
+            raise
         state = map_state(lambda s: s[0, 0] if unbatched else s[0], state)
         return state, CellContext(context, parameters, unbatched) if self.training else None
 

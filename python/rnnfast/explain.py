@@ -23,12 +23,12 @@ def explain(module: Any, x: Any, *, lengths: Any = None) -> str:
     ----------
     module
         A recurrent layer or cell of `rnnfast` or of `rnnfast.torch`; or a `Sequential` or any torch.nn.Module, for which
-        every recurrent module within is explained, a line each.
+        every recurrent module within is explained, a line each, by its first input when a copy is called.
     x
         Its input. The call is made once, as in training, because the plan depends on the input's shape; nothing of the
         module changes.
     lengths
-        As in the call of a layer; a `Sequential` takes none.
+        As in the call of a layer; modules that contain layers take none.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def _explain_chain(chain: Sequential, x: Any, lengths: Any) -> str:
             if isinstance(child, Sequential):
                 x = walk(child, x, f"{prefix}{name}.")
                 continue
-            if isinstance(child, (RecurrentLayer, RecurrentCell)):
+            if isinstance(child, RecurrentLayer):
                 lines.append(f"{prefix}{name}: {explain(child, x)}")
             result = child(x)
             x = result[0] if isinstance(result, tuple) else result

@@ -33,6 +33,7 @@ from ._arrays import (
     new_weight,
 )
 from .base import Module, Parameter
+from .cells import RecurrentCell
 from .reference import dropout_mask
 
 __all__ = ["Dropout", "Embedding", "Linear", "Sequential"]
@@ -186,8 +187,8 @@ class Embedding(_Layer):
     def forward(self, indices: Any) -> Any:
         """indices [...] -> [..., embedding_dim]. TypeError: not integers; ValueError: one is outside the table."""
         weight = self.weight.data
-        check_shape("weight", weight, (self.num_embeddings, self.embedding_dim))
         xp = check_array("indices", indices, check_array("weight", weight))
+        check_shape("weight", weight, (self.num_embeddings, self.embedding_dim))
         check_index("indices", indices, self.num_embeddings)
         indices = indices.astype(np.intp)  # a copy: the caller may fill its buffer with the next batch
         if self.training:
@@ -325,6 +326,8 @@ class Sequential(Module):
         for i, module in enumerate(modules):
             if not isinstance(module, Module):
                 raise TypeError(f"modules[{i}]: expected a Module, got {type(module).__name__}")
+            if isinstance(module, RecurrentCell):  # its backward wants the context of each step
+                raise TypeError(f"modules[{i}]: expected a layer, got {type(module).__name__}, for single steps")
         if len({id(m) for m in modules}) < len(modules):
             raise ValueError("modules: expected each module once, got one twice")
         for i, module in enumerate(modules):
@@ -388,5 +391,6 @@ def _first(result: Any) -> Any:
 
 def _check_input(name: str, value: Any, weight: Any, shape: tuple[Any, ...]) -> None:
     check_array(name, value, check_array("weight", weight))
-    check_dtype(name, value, weight.dtype)
+    if value.dtype != weight.dtype:
+        raise TypeError(f"{name}: expected dtype {weight.dtype}, that of weight, got {value.dtype}")
     check_shape(name, value, shape)

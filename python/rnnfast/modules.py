@@ -187,25 +187,29 @@ class RecurrentLayer(Recurrent):
             lengths = lengths if lengths is None else _as_array(lengths).reshape(-1)
             reset = None if reset is None else with_batch_axis("reset", 1)(_as_array(reset))
         parameters = self._weight_parameters()
-        *result, context = functional.forward(
-            self.cell,
-            x,
-            hx,
-            [p.data for p in parameters] if training else self._inference_weights(),
-            num_layers=self.num_layers,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first and not unbatched,
-            dropout=self.dropout,
-            training=training,
-            lengths=lengths,
-            reset=reset,
-            reset_state=map_state(_reset_array(unbatched), reset_state),
-            return_states=return_states,
-            seed=self.seed,
-            call=self.call_count,
-            **memory,
-            **self._cell_options(),
-        )
+        try:
+            *result, context = functional.forward(
+                self.cell,
+                x,
+                hx,
+                [p.data for p in parameters] if training else self._inference_weights(),
+                num_layers=self.num_layers,
+                bidirectional=self.bidirectional,
+                batch_first=self.batch_first and not unbatched,
+                dropout=self.dropout,
+                training=training,
+                lengths=lengths,
+                reset=reset,
+                reset_state=map_state(_reset_array(unbatched), reset_state),
+                return_states=return_states,
+                seed=self.seed,
+                call=self.call_count,
+                **memory,
+                **self._cell_options(),
+            )
+        except (TypeError, ValueError) as error:
+            self._check_weights(error)
+            raise
         if training:
             self._remember(Pass(context, parameters, reset_state, unbatched))
             if self.dropout > 0:

@@ -18,8 +18,10 @@ from ._arrays import (
     MAX_BYTES,
     check_array,
     check_device,
+    check_dtype,
     check_flag,
     check_seed,
+    check_shape,
     check_size,
     float_dtype,
     fresh_seed,
@@ -87,7 +89,7 @@ class Recurrent(Module):
                 f"hidden_size, input_size: expected weights that fit the memory, got {self.hidden_size} and "
                 f"{self.input_size}, which take {size} bytes"
             )
-        self._weight_names = tuple(shapes)
+        self._shapes = dict(shapes)
         for name, array in zip(shapes, arrays, strict=True):
             setattr(self, name, Parameter(array, name))
         self.reset_parameters(self.seed)
@@ -109,7 +111,16 @@ class Recurrent(Module):
 
     def _weight_parameters(self) -> list[Parameter]:
         parameters = self._parameters
-        return [parameters[name] for name in self._weight_names]
+        return [parameters[name] for name in self._shapes]
+
+    def _check_weights(self, refused: Exception) -> None:
+        """Where x or a weight was `refused` for what another weight is, name the one that is not as it was made."""
+        if not str(refused).startswith(("x:", "weight_", "bias_")):
+            return
+        for (name, shape), parameter in zip(self._shapes.items(), self._weight_parameters(), strict=True):
+            check_array(name, parameter.data)
+            check_dtype(name, parameter.data, self.dtype)
+            check_shape(name, parameter.data, shape)
 
     def _cell_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in functional.CELLS[self.cell].parameters}
@@ -156,12 +167,6 @@ class Recurrent(Module):
         values = {name: getattr(self, name) for name in names}
         return {name: value.name if isinstance(value, np.dtype) else value for name, value in values.items()}
 
-    def to_torch(self) -> Any:
-        """The same module in PyTorch, with copies of the weights, in the same mode."""
-        from .interop import to_torch
-
-        return to_torch(self)
-
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as PyTorch shows them."""
         shown = [str(self.input_size), str(self.hidden_size)]
@@ -179,7 +184,7 @@ class Recurrent(Module):
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__.get("_weight_names", ()) and not isinstance(value, Parameter):
+        if name in self.__dict__.get("_shapes", ()) and not isinstance(value, Parameter):
             raise TypeError(
                 f"{name}: expected a Parameter (a new value goes to {name}.data), got {type(value).__name__}"
             )

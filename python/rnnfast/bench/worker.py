@@ -22,7 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -48,6 +48,8 @@ class Worker:
         self.library, variant = load(self.name)
         self.setup = Setup(self.setup.threads, self.setup.device, variant)
         reason = self.library.available(self.setup.device)
+        if not isinstance(reason, (str, NoneType)):
+            raise TypeError(f"available: expected None or the reason why not, got {reason!r}")
         return {"reason": reason, "version": None if reason else self.library.version()}
 
     def truth(self, row: dict[str, Any], path: str) -> dict[str, Any]:
@@ -62,7 +64,10 @@ class Worker:
         task = Row(**row)
         assert self.library is not None
         try:
-            self.job = self.library.prepare(task, make_arrays(task), self.setup)
+            job = self.library.prepare(task, make_arrays(task), self.setup)
+            if not isinstance(job, Job):
+                raise TypeError(f"prepare: expected a Job of rnnfast.bench.rivals, got {type(job).__name__}")
+            self.job = job
             found = self.job.result()
         except Unsupported as reason:
             return {"unsupported": str(reason)}

@@ -6,6 +6,8 @@ import importlib
 
 import click
 
+INTERRUPTED = 130  # the exit status after Ctrl-C, as a shell gives it: 128 + SIGINT
+
 # command -> (module, what it does); the line is here so that --help imports nothing
 _COMMANDS = {
     "info": ("info", "What this installation can do on this machine."),
@@ -23,6 +25,13 @@ class _Commands(click.Group):
             return None
         command: click.Command = importlib.import_module(f".{_COMMANDS[cmd_name][0]}", __name__).command
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # click alone would make it 1, that of a failure
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import sys
 import tempfile
@@ -22,11 +23,11 @@ from ..bench.machine import usable_cores
 from ..bench.rivals import LIBRARIES, VARIANTS, how_to_install, is_known, label
 from ..bench.rows import CELLS, DEVICES, DTYPES, MODES, Row, shape_name
 from ..bench.session import OWN, Outcome, Session
+from . import INTERRUPTED
 from .console import make_console, progress_bar
 from .parameters import COMMA_LIST, SHAPE, CommaList, Share
 
 _PEAK_DTYPES = ("float32", "float64")
-_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,16 @@ def make_plan(options: dict[str, Any]) -> Plan:
             raise click.BadParameter(
                 f"expected some of {', '.join((*LIBRARIES, *VARIANTS))}, got {name!r}", param_hint="--against"
             )
+    named = {OWN: OWN}
+    for name in against:
+        other = named.setdefault(label(name), name)
+        if other != name:
+            raise click.UsageError(f"--against: expected rivals of different names, got {other} and {name}")
     for option in ("json_path", "plot_path"):
         if options[option] is not None:
             _check_target(f"--{option[:4]}", options[option])
+    if options["json_path"] is not None and options["json_path"] == options["plot_path"]:
+        raise click.UsageError(f"--plot: expected another file than --json, got {options['plot_path']}")
     if options["plot_path"] is not None and options["plot_path"].suffix != ".png":
         raise click.UsageError(f"--plot: expected a file that ends in .png, got {options['plot_path']}")
     if options["plot_path"] is not None and importlib.util.find_spec("matplotlib") is None:
@@ -117,15 +125,16 @@ def make_plan(options: dict[str, Any]) -> Plan:
 
 def _check_target(option: str, path: Path) -> None:
     """Where a file is to be replaced in the end; better said now than after all the measuring."""
-    if not path.parent.is_dir():
-        raise click.UsageError(f"{option}: the folder {path.parent} does not exist")
+    folder = Path(os.path.realpath(path)).parent  # of a link, that of the file which it stands for
+    if not folder.is_dir():
+        raise click.UsageError(f"{option}: the folder {folder} does not exist")
     if path.exists() and not path.is_file():
         raise click.UsageError(f"{option}: expected a file, got {path}, which is something else")
     try:
-        with tempfile.TemporaryFile(dir=path.resolve().parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise click.UsageError(f"{option}: cannot write to {path.parent}: {error.strerror}") from error
+        raise click.UsageError(f"{option}: cannot write to {folder}: {error.strerror}") from error
 
 
 def run(plan: Plan, console: Console) -> int:
@@ -156,7 +165,7 @@ def run(plan: Plan, console: Console) -> int:
                 advance()
         except KeyboardInterrupt:
             console.print("[yellow]interrupted; what was measured so far:")
-            status = _INTERRUPTED
+            status = INTERRUPTED
         except SystemExit as stop:  # SIGTERM
             console.print("[yellow]terminated; what was measured so far:")
             status = int(stop.code or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ RECURRENT = (torch.nn.RNNBase, torch.nn.RNNCellBase)
 
 
 def explain_torch(module: torch.nn.Module, x: Any, lengths: Any = None) -> str:
-    """As `rnnfast.explain`; of a module that only contains recurrent ones, which of them have a kernel."""
+    """As `rnnfast.explain`; of a module that only contains recurrent ones, a line each, by what it is first called with."""
     if not isinstance(x, (torch.Tensor, PackedSequence)):
         raise TypeError(f"x: expected a Tensor or a PackedSequence, got {type(x).__name__}")
     if isinstance(module, RECURRENT):
@@ -25,7 +26,37 @@ def explain_torch(module: torch.nn.Module, x: Any, lengths: Any = None) -> str:
     found = [(name, m) for name, m in module.named_modules() if isinstance(m, RECURRENT)]
     if not found:
         raise TypeError(f"module: expected a recurrent module, got {type(module).__name__} without any")
-    return "\n".join(f"{name}: {_explain(m, None, None)}" for name, m in found)
+    if lengths is not None:
+        raise TypeError(f"lengths: expected None, as for a layer alone, got some for {type(module).__name__}")
+    calls, ending = _inner_calls(module, x)
+    lines = [f"{name}: {_explain(m, *calls.get(name, (None, None)))}" for name, m in found]
+    return "\n".join(
+        line if name in calls else f"{line}; {ending}" for (name, _), line in zip(found, lines, strict=True)
+    )
+
+
+def _inner_calls(module: torch.nn.Module, x: Any) -> tuple[dict[str, tuple[Any, Any]], str]:
+    """(x, lengths) of the first call of each recurrent module within, and why there is none of the others."""
+    calls: dict[str, tuple[Any, Any]] = {}
+
+    def watch(name: str, inner: torch.nn.Module) -> None:
+        def note(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+            calls.setdefault(name, (options.get("input", *args[:1]), options.get("lengths")))
+
+        inner.register_forward_pre_hook(note, with_kwargs=True)
+
+    devices = [x.data.device] if x.is_cuda else []
+    try:
+        model = copy.deepcopy(module)  # the call may change what it has beside its parameters
+        for name, inner in model.named_modules():
+            if isinstance(inner, RECURRENT):
+                watch(name, inner)
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            model(x)
+    except Exception as error:  # it may take more than x
+        words = str(error).partition("\n")[0]
+        return calls, f"no plan, because the call ended before it: {type(error).__name__}: {words}"
+    return calls, "no plan, because the call leaves it out"
 
 
 def _explain(module: torch.nn.Module, x: Any, lengths: Any) -> str:

@@ -25,6 +25,7 @@ from ..arrays import Array
 from ..clock import Clock, HostClock
 from ..rows import Row
 
+VERBS = ("available", "version", "prepare")
 LIBRARIES = ("rnnfast", "torch", "onnxruntime", "jax", "numpy")
 VARIANTS = {"torch-bf16": ("torch", "bf16"), "torch-tf32": ("torch", "tf32"), "rnnfast-tf32": ("rnnfast", "tf32")}
 REDUCED_PRECISION = tuple(VARIANTS)  # timed for information, never held to the row's tolerance
@@ -79,11 +80,15 @@ def load(name: str) -> tuple[ModuleType, str]:
 
 
 def _load_file(path: Path) -> ModuleType:
+    wanted = f"contender: expected a Python file with {', '.join(VERBS)} as in rnnfast.bench.rivals, got {path}"
     spec = importlib.util.spec_from_file_location(f"contender_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"contender: expected a Python file with the verbs of rnnfast.bench.rivals, got {path}")
+        raise FileNotFoundError(wanted)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    missing = [verb for verb in VERBS if not callable(getattr(module, verb, None))]
+    if missing:
+        raise TypeError(f"{wanted} without {', '.join(missing)}")
     return module
 
 
