@@ -78,23 +78,26 @@ RNNFAST_FN void short_product(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], 
 template <class T, int MR, int U, int G>
 RNNFAST_FN void product(Tile<T, MR, U, G>& tile, const T* const (&a)[MR], int64_t K, const T* w, int64_t w_stride,
                         Ahead<T> ahead) {
-  const int64_t pieces = most(1, K / kLongSum);
+  if (K < 2 * kLongSum) return short_product(tile, a, K, w, w_stride, ahead);
+  constexpr int64_t kRow = G * Vec<T>::kLanes;
   const T* rest[MR];
   RNNFAST_UNROLL
     for (int m = 0; m < MR; ++m) rest[m] = a[m];
   Tile<T, MR, U, G> total;
-  for (int64_t piece = 0, k = 0; piece < pieces; ++piece) {
-    if (piece == 1) total = tile;
-    if (piece > 1) total.add(tile);
-    if (piece > 0) tile.clear();
-    const int64_t count = (piece + 1) * K / pieces - k, row = G * Vec<T>::kLanes;
-    short_product(tile, rest, count, w, w_stride, ahead);
+  int64_t left = K;
+  for (; left >= 2 * kLongSum; left -= kLongSum) {
+    short_product(tile, rest, kLongSum, w, w_stride, ahead);
+    if (left < K) total.add(tile);
+    if (left == K) total = tile;
+    tile.clear();
     RNNFAST_UNROLL
-      for (int m = 0; m < MR; ++m) rest[m] += count;
-    k += count, w += count * row;
-    if (ahead.first) ahead = {ahead.first + count * row, ahead.second ? ahead.second + count * row : nullptr};
+      for (int m = 0; m < MR; ++m) rest[m] += kLongSum;
+    w += kLongSum * kRow;
+    if (ahead.first) ahead.first += kLongSum * kRow;
+    if (ahead.second) ahead.second += kLongSum * kRow;
   }
-  if (pieces > 1) tile.add(total);
+  short_product(tile, rest, left, w, w_stride, ahead);
+  tile.add(total);
 }
 
 // bias + W_ih x for MR rows of U blocks: the slots [0, kGates).
