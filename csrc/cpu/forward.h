@@ -1,8 +1,8 @@
 // The time loop, forward, for any cell: one item (layer, direction, slice of the batch) by one group of threads.
 //
 // Each thread owns a range of hidden blocks for all steps and all rows. For a chunk of steps it makes the input products
-// of its blocks; then, step by step, a register tile starts from those, adds the recurrent product, applies the cell and
-// writes c and h once. The products of a few inputs are made in that tile instead. Threads of a group meet at one barrier a
+// of its blocks; then, step by step, a register tile makes the recurrent product, adds those, applies the cell and writes
+// c and h once. The products of a few inputs are made in that tile instead. Threads of a group meet at one barrier a
 // step (two with a projection).
 #pragma once
 
