@@ -102,7 +102,8 @@ def test_float32_beside_torch(cell: str, torch: Any, record_property: Any) -> No
 @pytest.mark.parametrize("cell", TORCH_CELLS)
 def test_large_layers_beside_torch(cell: str, I: int, H: int, torch: Any) -> None:  # noqa: E741
     """Sums over hundreds of units and thousands of gates, from an initial state that is larger than all others: one long
-    chain, or one that starts from a large value, would have several times PyTorch's error."""
+    chain, or one that starts from a large value, would have several times PyTorch's error: five of these cases were
+    beyond 1.5 then. Now chance puts one tensor in a hundred beyond 1, and none of those here beyond 1.1."""
     ratios = []
     for seed in range(2):
         case = Case(cell=cell, T=12, B=32, I=I, H=H, dtype="float32", return_states=False, seed=seed)
