@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from rnnfast import _core, functional
-from rnnfast.torch import kernels, route
-from torch_cases import (
+from torch_cases import (  # skips this file where there is no PyTorch
     no_kernel,  # noqa: F401
     rt,
     strict,  # noqa: F401
     torch,
 )
+
+kernels, route = rt.kernels, rt.route
 
 T, B, IN, H = 3, 2, 5, 20
 LAYERS: dict[str, dict[str, Any]] = {
